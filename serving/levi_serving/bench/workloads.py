@@ -1,0 +1,53 @@
+"""What is asked in a benchmark: real rows, at their own lengths or cut to an exact one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from levi_serving.bench.scenarios import Workload
+from levi_serving.errors import UsageError
+from levi_serving.preprocess import Row, TextPreprocessor
+
+__all__ = ["fixed", "real"]
+
+_DIFFERENT = 8  # batches before they repeat
+
+
+def fixed(
+    preprocessor: TextPreprocessor,
+    texts: Sequence[str],
+    *,
+    batch_sizes: Sequence[int],
+    lengths: Sequence[int],
+) -> list[Workload]:
+    """Real text cut to exact lengths, for every batch size x length.
+
+    Raises:
+        UsageError: a length is more than the model takes, or no text has it.
+    """
+    workloads = []
+    for length in lengths:
+        try:
+            cut = [preprocessor.text_of(length, [*texts[n:], *texts[:n]]) for n in range(min(_DIFFERENT, len(texts)))]
+        except ValueError as error:
+            limit = preprocessor.settings.max_length
+            raise UsageError(f"--length {length}: {error}; the model takes at most {limit} tokens.") from error
+        for size in batch_sizes:
+            batches = [[cut[(start + n) % len(cut)] for n in range(size)] for start in range(len(cut))]
+            workloads.append(Workload(batches, size, length))
+    return workloads
+
+
+def real(rows: Sequence[Row], *, batch_sizes: Sequence[int]) -> list[Workload]:
+    """Rows in their own order and lengths, for every batch size; the last short batch is left out.
+
+    Raises:
+        UsageError: there are fewer rows than a batch has.
+    """
+    workloads = []
+    for size in batch_sizes:
+        batches = [rows[start : start + size] for start in range(0, len(rows) - size + 1, size)]
+        if not batches:
+            raise UsageError(f"--batch-size {size} needs as many rows, but there are {len(rows)}.")
+        workloads.append(Workload(batches, size))
+    return workloads

@@ -1,0 +1,239 @@
+"""The bundle on disk: one reader and one writer, nothing unpickled.
+
+A bundle is a folder; ``levi.json`` says what is in it and holds the SHA-256 of every other file and
+of itself. This file knows the folder's layout; it opens no session and tokenises nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+from levi_serving.errors import BundleError
+from levi_serving.predictions import Task
+from levi_serving.preprocess import TextSettings
+
+__all__ = [
+    "CARD",
+    "CERTIFICATE",
+    "GOLDEN",
+    "GRAPH",
+    "MANIFEST",
+    "TOKENIZER",
+    "WEIGHTS",
+    "Bundle",
+    "Graph",
+    "Manifest",
+    "Tensor",
+    "sha256",
+]
+
+FORMAT_VERSION = 1
+
+MANIFEST = "levi.json"
+GRAPH = "model.onnx"
+WEIGHTS = "model.onnx.data"
+TOKENIZER = "tokenizer.json"
+GOLDEN = "golden.npz"
+CERTIFICATE = "parity.json"
+CARD = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """An input or output of the graph; a symbolic dimension is its name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """One graph of the model: its file, its precision, and the opset it is written in."""
+
+    file: str = GRAPH
+    precision: str = "fp32"
+    opset: int = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What ``levi.json`` says.
+
+    Attributes:
+        task: classification, multilabel or regression.
+        labels: the C output names; for regression the target's name.
+        text: how text becomes token ids.
+        inputs: the graph's inputs.
+        outputs: the graph's outputs: ``logits`` and ``head_logits``.
+        average: what the heads' average is taken of.
+        taps: the backbone depths that are read, 0 (embeddings) … L.
+        model: the architecture in words and numbers: backbone, pooling, branch, heads, parameter counts.
+        graphs: the graphs of this one model.
+        provenance: backbone name and digest, package versions, data digest, metrics.
+        files: SHA-256 of every other file in the folder, by name.
+    """
+
+    task: Task
+    labels: tuple[str, ...]
+    text: TextSettings
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    average: Literal["logits", "probabilities"]
+    taps: tuple[int, ...]
+    model: Mapping[str, Any]
+    graphs: tuple[Graph, ...]
+    provenance: Mapping[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything the manifest says, and so of the whole bundle."""
+        return hashlib.sha256(_canonical(asdict(self))).hexdigest()
+
+    def to_json(self) -> str:
+        """Write it out, version first, digest last."""
+        document = {"format_version": FORMAT_VERSION, **asdict(self), "digest": self.digest}
+        return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, name: str) -> Self:
+        """Read it back.
+
+        Args:
+            text: the file's content.
+            name: how messages call the file.
+
+        Raises:
+            BundleError: it is not such a file, of a newer version, or changed after it was written.
+        """
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise BundleError(
+                f"{name} is not valid JSON ({error}): the file is damaged or cut short. Copy or export it again."
+            ) from error
+        if not isinstance(document, dict) or "format_version" not in document:
+            raise BundleError(
+                f"{name} has no format_version: this is not the manifest of a LEVI bundle. "
+                "Name a folder that 'levi export' wrote."
+            )
+        version = document.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"{name} has format version {version!r}; this levi-deploy reads version {FORMAT_VERSION}. "
+                "Upgrade levi-deploy, or export the run again with this version."
+            )
+        digest = document.pop("digest", None)
+        if digest != hashlib.sha256(_canonical(document)).hexdigest():
+            raise BundleError(
+                f"{name} was changed after export: its content does not have the digest it states. "
+                "A bundle is not edited by hand; export the run again."
+            )
+        try:
+            return cls(
+                **{
+                    **document,
+                    "labels": tuple(document["labels"]),
+                    "taps": tuple(document["taps"]),
+                    "text": TextSettings(**document["text"]),
+                    "inputs": _tensors(document["inputs"]),
+                    "outputs": _tensors(document["outputs"]),
+                    "graphs": tuple(Graph(**graph) for graph in document["graphs"]),
+                }
+            )
+        except (KeyError, TypeError) as error:
+            raise BundleError(
+                f"{name} lacks or misnames an entry ({error}): it was written by something else. Export the run again."
+            ) from error
+
+
+def _tensors(described: list[dict[str, Any]]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in described)
+
+
+def _canonical(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: every file is there and is the one that was exported."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Self:
+        """Open a bundle and check its version and every digest.
+
+        Raises:
+            BundleError: which file is wrong, what was found, what was expected, what to do.
+        """
+        folder = Path(folder)
+        if not (folder / MANIFEST).is_file():
+            found = "no such folder" if not folder.exists() else f"there is no {MANIFEST} in it"
+            hint = (
+                "; it is a training run: 'levi export' makes a bundle of it" if (folder / "run.json").is_file() else ""
+            )
+            raise BundleError(f"{folder} is not a LEVI bundle: {found}{hint}. Name a folder that 'levi export' wrote.")
+        try:
+            text = (folder / MANIFEST).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(
+                f"{folder / MANIFEST} is not UTF-8 text: it is damaged. Copy the bundle again."
+            ) from error
+        bundle = cls(folder, Manifest.from_json(text, name=str(folder / MANIFEST)))
+        for name, expected in bundle.manifest.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise BundleError(f"{path} is missing from the bundle. Copy the whole folder again.")
+            if (found := sha256(path)) != expected:
+                raise BundleError(
+                    f"{path} is damaged or is not the exported file: its SHA-256 is {found[:12]}…, "
+                    f"expected {expected[:12]}…. Copy the bundle again, or export the run again."
+                )
+        return bundle
+
+    @classmethod
+    def write(cls, folder: Path, manifest: Manifest) -> Self:
+        """Seal a folder: digest every file in it and write the manifest."""
+        files = {
+            path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST
+        }
+        sealed = replace(manifest, files=files)
+        (folder / MANIFEST).write_text(sealed.to_json(), encoding="utf-8")
+        return cls(folder, sealed)
+
+    def graph(self, precision: str | None = None) -> Graph:
+        """The graph of a precision; the first one when none is asked for.
+
+        Raises:
+            BundleError: the bundle has no graph of that precision.
+        """
+        graphs = self.manifest.graphs
+        for graph in graphs:
+            if precision in (None, graph.precision):
+                return graph
+        raise BundleError(f"{self.folder} has no {precision} graph; it has {', '.join(g.precision for g in graphs)}.")
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
+
+
+def read_certificate(folder: Path) -> dict[str, Any]:
+    """The certificate as written at export."""
+    return cast("dict[str, Any]", json.loads((folder / CERTIFICATE).read_text(encoding="utf-8")))

@@ -1,0 +1,117 @@
+"""Every error a user can meet, as one tree. Knows nothing of what raises them.
+
+LeviError                 1   something went wrong at run time
+├── UsageError            2   an option or a configuration is wrong
+├── TableError            1   a file cannot be read or written as a table
+├── RowError              1   one row cannot be used
+├── BundleError           1   a bundle is damaged, truncated, foreign or newer
+├── RunError              1   a training run is damaged, unfinished or does not fit its backbone
+├── MissingExtraError     1   an optional dependency is not installed
+├── ParityError           3   the graph does not answer as the model does
+├── BenchmarkError        4   a measurement is invalid or unstable
+├── ProviderError         5   the execution provider asked for is not there
+└── RowsFailedError            6   the work is finished, but some rows could not be used
+
+The number is the exit code of the ``levi`` command. Each message says what was found and where,
+what was expected, and what to do next.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BenchmarkError",
+    "BundleError",
+    "LeviError",
+    "MissingExtraError",
+    "ParityError",
+    "ProviderError",
+    "RowError",
+    "RowsFailedError",
+    "RunError",
+    "TableError",
+    "UsageError",
+]
+
+
+class LeviError(Exception):
+    """The root: anything levi-deploy refuses or fails to do."""
+
+    exit_code = 1
+
+
+class UsageError(LeviError):
+    """An option or a configuration is wrong; found before any work is done."""
+
+    exit_code = 2
+
+
+class TableError(LeviError):
+    """A file cannot be read or written as a table: damaged, truncated, or without a needed column."""
+
+
+class RowError(LeviError):
+    """One row cannot be used.
+
+    Attributes:
+        row: the row's 0-based position among the rows handed over.
+        reason: what is wrong with it and what was expected, without the position.
+    """
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(f"rows[{row}]: {reason}")
+        self.row = row
+        self.reason = reason
+
+
+class BundleError(LeviError):
+    """A bundle is damaged, truncated, foreign, or written by a newer version."""
+
+
+class RunError(LeviError):
+    """A training run is damaged or unfinished, or its backbone has changed since."""
+
+
+class MissingExtraError(LeviError):
+    """An optional dependency is missing; the message holds the line that installs it."""
+
+    def __init__(self, module: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {module!r}, which is not installed. "
+            f"Install it with: pip install 'levi-deploy[{extra}]'"
+        )
+        self.module = module
+        self.extra = extra
+
+
+class ParityError(LeviError):
+    """The graph's answers differ from the reference's by more than the tolerance."""
+
+    exit_code = 3
+
+
+class BenchmarkError(LeviError):
+    """A measurement broke a rule of validity or did not become stable."""
+
+    exit_code = 4
+
+
+class ProviderError(LeviError):
+    """The execution provider asked for is not available or not in use."""
+
+    exit_code = 5
+
+
+class RowsFailedError(LeviError):
+    """The work is finished and written, but some rows could not be used.
+
+    Attributes:
+        failed: how many rows failed.
+        done: how many rows were predicted.
+    """
+
+    exit_code = 6
+
+    def __init__(self, message: str, *, failed: int, done: int) -> None:
+        super().__init__(message)
+        self.failed = failed
+        self.done = done

@@ -1,0 +1,424 @@
+"""From file to file: a million messy rows through the runner's three verbs, in bounded memory.
+
+Windows of rows are read and prepared on a thread of their own while the window before them runs. Each
+finished window is a part file in ``OUTPUT.partial``, so a killed run can be gone on from; at the end the
+parts are joined and renamed to OUTPUT. It knows no model and no format.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from levi_serving.errors import RowsFailedError, TableError, UsageError
+from levi_serving.tables import BadRow, Chunk, Format, find_format, opened, require
+
+__all__ = ["Predictor", "Summary", "predict_file"]
+
+_JOB = "job.json"
+_AHEAD = 2  # windows prepared while one runs
+
+
+class Predictor(Protocol):
+    """What a runner offers; ``levi_serving.Runner`` does."""
+
+    fingerprint: str
+    columns: tuple[str, ...]
+
+    def problem(self, row: Any) -> str | None:
+        """Why a row cannot be used."""
+        ...
+
+    def prepare(self, rows: Sequence[Any]) -> Any:
+        """Rows to arrays."""
+        ...
+
+    def run(self, prepared: Any) -> Any:
+        """Arrays to arrays."""
+        ...
+
+    def finish(self, outputs: Any) -> Any:
+        """Arrays to predictions."""
+        ...
+
+    def table(self, predictions: Any, *, heads: bool, all_probabilities: bool) -> dict[str, list[object]]:
+        """Predictions as columns."""
+        ...
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did.
+
+    Attributes:
+        predicted: rows in the output.
+        failed: rows that could not be used.
+        resumed: rows taken over from an interrupted run, good and bad.
+        seconds: wall time of this run.
+        output: the file, or None for a pipe.
+        errors: the file with the failed rows, or None when there is none.
+    """
+
+    predicted: int
+    failed: int
+    resumed: int
+    seconds: float
+    output: Path | None
+    errors: Path | None
+
+    def check(self) -> None:
+        """Raise RowsFailedError when rows failed."""
+        if self.failed:
+            where = f"they are in {self.errors} with their reasons" if self.errors else "their reasons are on stderr"
+            raise RowsFailedError(
+                f"{self.failed} of {self.predicted + self.failed} rows could not be used; {where}. "
+                "The others are predicted.",
+                failed=self.failed,
+                done=self.predicted,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Window:
+    """One window, read and prepared."""
+
+    first: int
+    last: int
+    chunk: Chunk
+    prepared: Any
+    bad: list[BadRow]
+    fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """How windows are made: everything the reading thread needs."""
+
+    predictor: Predictor
+    source: Path | None
+    format: Format
+    columns: Mapping[str, str]
+    added: Sequence[str]
+    rows: int
+    skip: int
+    strict: bool
+
+    def windows(self) -> Iterator[_Window]:
+        """Read, sort out bad rows, prepare the rest."""
+        where = str(self.source) if self.source else "standard input"
+        file = opened(self.source) if self.source else sys.stdin.buffer
+        size = self.source.stat().st_size if self.source else 0
+        last, known = self.skip, False
+        for chunk in self.format.read(file, rows=self.rows, skip=self.skip):
+            if chunk.columns and not known:  # JSONL: none are known while every line is bad
+                require(chunk.columns, list(self.columns.values()), where=where)
+                known = True
+            self._collide(chunk.columns, where)
+            values = {own: chunk.column(name) for own, name in self.columns.items()}
+            keep, rows, bad = [], [], list(chunk.bad)
+            for place, number in enumerate(chunk.numbers):
+                row = {own: cells[place] for own, cells in values.items()}
+                if reason := self.predictor.problem(row):
+                    bad.append(BadRow(number, reason, chunk.take([place]).records()[0]))
+                else:
+                    keep.append(place)
+                    rows.append(row)
+            bad.sort(key=lambda row: row.row)
+            if bad and self.strict:
+                raise TableError(
+                    f"{where}, row {bad[0].row}: {bad[0].reason} Stopped there (--strict); rows before it are kept "
+                    "for --resume."
+                )
+            first, last = last + 1, max([last, *chunk.numbers[-1:], *(row.row for row in bad[-1:])])
+            yield _Window(
+                first=first,
+                last=last,
+                chunk=chunk.take(keep),
+                prepared=self.predictor.prepare(rows),
+                bad=bad,
+                fraction=_fraction(file, size),
+            )
+
+    def _collide(self, columns: Sequence[str], where: str) -> None:
+        for name in self.added:
+            if name in columns:
+                raise UsageError(
+                    f"{where} already has a column {name!r}. Give the new columns a prefix, as --prefix levi_."
+                )
+
+
+def _fraction(file: BinaryIO, size: int) -> float:
+    try:
+        return min(1.0, file.tell() / size) if size else float("nan")
+    except ValueError:  # closed: all was read
+        return 1.0
+
+
+def predict_file(
+    predictor: Predictor,
+    source: Path | None,
+    output: Path | None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    heads: bool = False,
+    all_probabilities: bool = False,
+    prefix: str = "",
+    errors: Path | None = None,
+    strict: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    input_format: str | None = None,
+    output_format: str | None = None,
+    window_rows: int = 4096,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Summary:
+    """Predict every row of a file.
+
+    Rows that cannot be used are not in the output: they go to ``errors``, one JSON object a line with
+    ``row`` (from 1), ``reason`` and ``input``.
+
+    Args:
+        predictor: a runner.
+        source: CSV, TSV, JSONL or Parquet; None is standard input.
+        output: likewise; None is standard output, as windows are done.
+        columns: the file's column for each of the model's; the same name where not given.
+        heads: also write each head's own prediction.
+        all_probabilities: also write each class's probability.
+        prefix: of the columns that are added.
+        errors: where failed rows go, always written; ``OUTPUT.errors.jsonl``, when there are any, if None.
+        strict: stop at the first row that cannot be used.
+        resume: go on with an interrupted run.
+        overwrite: replace OUTPUT and forget an interrupted run.
+        input_format: csv, tsv, jsonl or parquet; by suffix when None.
+        output_format: likewise.
+        window_rows: rows in memory at a time.
+        progress: told rows done, rows failed, and the share of the input read (NaN for a pipe).
+
+    Returns:
+        What was done. ``Summary.check`` raises when rows failed.
+
+    Raises:
+        UsageError: an option or a file name is wrong; nothing was done.
+        TableError: the input cannot be read, lacks a column, or (strict) has a bad row. Windows done
+            before it are kept for ``resume``.
+    """
+    started = time.perf_counter()
+    wanted = {own: own for own in predictor.columns} | dict(columns or {})
+    if source is not None and not source.exists():
+        raise UsageError(f"There is no file {source}.")
+    if source is None and resume:
+        raise UsageError("Standard input cannot be read twice, so --resume needs an input file.")
+    reads, writes = find_format(source, input_format), find_format(output, output_format)
+    added = predictor.table(
+        predictor.finish(predictor.run(predictor.prepare([]))),
+        heads=heads,
+        all_probabilities=all_probabilities,
+    )
+
+    def reading(skip: int) -> _Reading:
+        return _Reading(
+            predictor=predictor,
+            source=source,
+            format=reads,
+            columns=wanted,
+            added=[prefix + name for name in added],
+            rows=window_rows,
+            skip=skip,
+            strict=strict,
+        )
+
+    def answers(window: _Window) -> dict[str, list[object]]:
+        predictions = predictor.finish(predictor.run(window.prepared))
+        table = predictor.table(predictions, heads=heads, all_probabilities=all_probabilities)
+        return {prefix + name: values for name, values in table.items()}
+
+    tell = progress or (lambda *_: None)
+    if output is None:
+        predicted, failed = _stream(reading(0), answers, writes, errors, tell)
+        return Summary(predicted, failed, 0, time.perf_counter() - started, None, errors)
+    job = {
+        "input": str(source),
+        "input_size_and_time": _identity(source),
+        "bundle": predictor.fingerprint,
+        "columns": wanted,
+        "added": [prefix + name for name in added],
+        "formats": [reads.name, writes.name],
+        "window_rows": window_rows,
+    }
+    parts = _Parts(output, writes, errors)
+    skipped = parts.begin(job, resume=resume, overwrite=overwrite)
+    predicted, failed = parts.predicted, parts.failed
+    for window in _ahead(reading(skipped)):
+        if skipped and window.last < window.first:
+            continue  # nothing was left to read
+        parts.add(window, answers(window))
+        predicted, failed = predicted + len(window.chunk.numbers), failed + len(window.bad)
+        tell(predicted, failed, window.fraction)
+    where = parts.end(failed)
+    return Summary(predicted, failed, skipped, time.perf_counter() - started, output, where)
+
+
+def _identity(source: Path | None) -> list[int]:
+    if source is None:
+        return []
+    about = source.stat()
+    return [about.st_size, about.st_mtime_ns]
+
+
+def _stream(
+    reading: _Reading,
+    answers: Callable[[_Window], dict[str, list[object]]],
+    writes: Format,
+    errors: Path | None,
+    tell: Callable[[int, int, float], None],
+) -> tuple[int, int]:
+    """Window by window to standard output; failed rows to a file or to stderr."""
+    predicted = failed = 0
+    header: list[str] | None = None
+    with errors.open("wb") if errors else nullcontext(sys.stderr.buffer) as bad_file:
+        for window in _ahead(reading):
+            names = list(window.chunk.columns)
+            if writes.name != "jsonl" and header is not None and set(names) - set(header):
+                raise TableError(
+                    f"Row {window.first} or one soon after brings the column {sorted(set(names) - set(header))[0]!r}, "
+                    "which the header already written lacks. Write jsonl, or to a file."
+                )
+            writes.write(sys.stdout.buffer, window.chunk, answers(window), header=header is None)
+            sys.stdout.buffer.flush()
+            header = header or names
+            for row in window.bad:
+                bad_file.write(row.to_json())
+            predicted, failed = predicted + len(window.chunk.numbers), failed + len(window.bad)
+            tell(predicted, failed, window.fraction)
+    return predicted, failed
+
+
+def _ahead(reading: _Reading) -> Iterator[_Window]:
+    """The reading's windows, made on another thread, at most a few ahead. It ends when the caller does."""
+    windows: queue.Queue[_Window | BaseException | None] = queue.Queue(maxsize=_AHEAD)
+    stop = threading.Event()
+
+    def hand_over(item: _Window | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                windows.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return
+
+    def read() -> None:
+        try:
+            for window in reading.windows():
+                hand_over(window)
+                if stop.is_set():
+                    return
+            hand_over(None)
+        except BaseException as error:  # it is raised again below, in the caller's thread
+            hand_over(error)
+
+    thread = threading.Thread(target=read, name="levi-reading", daemon=True)
+    thread.start()
+    try:
+        while (item := windows.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join(timeout=5 if reading.source else 0)
+
+
+class _Parts:
+    """The folder of finished windows beside OUTPUT. A part that has its name is whole."""
+
+    def __init__(self, output: Path, writes: Format, errors: Path | None) -> None:
+        self._output, self._format, self._errors = output, writes, errors
+        self._folder = output.with_name(output.name + ".partial")
+        self.predicted = self.failed = 0
+
+    def begin(self, job: dict[str, Any], *, resume: bool, overwrite: bool) -> int:
+        """Take over what an interrupted run left, or start. Returns the rows already done."""
+        if overwrite:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        left = self._folder / _JOB
+        if left.is_file():
+            before = json.loads(left.read_text(encoding="utf-8"))
+            if not resume:
+                raise UsageError(
+                    f"{self._folder} holds an interrupted run. Add --resume to go on, or --overwrite to start again."
+                )
+            for name, value in json.loads(json.dumps(job)).items():
+                if before.get(name) != value:
+                    raise UsageError(
+                        f"The interrupted run in {self._folder} had another {name}: {before.get(name)}, now {value}. "
+                        "Give the same input, bundle and options, or --overwrite to start again."
+                    )
+            done = 0
+            for part in self._parts():
+                first, last, predicted, failed = map(int, part.stem.split("-"))
+                if first != done + 1:
+                    raise UsageError(f"{self._folder} lacks the rows before {first}. Start again with --overwrite.")
+                done, self.predicted, self.failed = last, self.predicted + predicted, self.failed + failed
+            return done
+        if self._output.exists() and not overwrite:
+            raise UsageError(f"{self._output} exists. Choose another file, or add --overwrite.")
+        if self._output.parent != Path() and not self._output.parent.is_dir():
+            raise UsageError(f"There is no folder {self._output.parent} to write {self._output.name} in.")
+        self._folder.mkdir(exist_ok=True)
+        _whole(left, json.dumps(job, indent=1).encode())
+        return 0
+
+    def _parts(self) -> list[Path]:
+        return sorted(self._folder.glob("*.part"))
+
+    def add(self, window: _Window, added: dict[str, list[object]]) -> None:
+        """Keep one window. Its failed rows come first: the part's own name is what says that it is done."""
+        counts = (window.first, window.last, len(window.chunk.numbers), len(window.bad))
+        part = self._folder / ("-".join(f"{count:012d}" for count in counts) + ".part")
+        _whole(part.with_suffix(".bad"), b"".join(row.to_json() for row in window.bad))
+        aside = part.with_suffix(".aside")
+        with aside.open("wb") as file:
+            self._format.write(file, window.chunk, added, header=True)
+            _sync(file)
+        aside.replace(part)
+
+    def end(self, failed: int) -> Path | None:
+        """Join the parts as OUTPUT and remove them. Returns the errors file, if there is one."""
+        parts = self._parts()
+        errors = self._errors or self._output.with_name(self._output.name + ".errors.jsonl")
+        if failed or self._errors:
+            _whole(errors, *(part.with_suffix(".bad").read_bytes() for part in parts))
+        else:
+            errors.unlink(missing_ok=True)  # of an earlier run: it would be taken for this one's
+        aside = self._folder / "joined.aside"
+        with aside.open("wb") as file:
+            self._format.join(parts, file)
+            _sync(file)
+        aside.replace(self._output)
+        shutil.rmtree(self._folder)
+        return errors if failed or self._errors else None
+
+
+def _whole(path: Path, *blocks: bytes) -> None:
+    """Write a file aside and rename it: it is whole or it is not there."""
+    aside = path.with_name(path.name + ".aside")
+    with aside.open("wb") as file:
+        for block in blocks:
+            file.write(block)
+        _sync(file)
+    aside.replace(path)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
