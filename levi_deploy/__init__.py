@@ -1,0 +1,1 @@
+"""LEVI: layer-wise ensemble of different views, trained, exported and served."""

@@ -1,0 +1,86 @@
+"""Options and output that several commands share. Knows Typer and rich; knows no room."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["Device", "Json", "Overwrite", "Threads", "option", "progress", "show", "table"]
+
+
+def option(*names: str, help: str, **settings: Any) -> Any:  # noqa: A002  # Typer's own name
+    """An option that can also be set by the variable ``LEVI_`` and its long name."""
+    long = next(name for name in names if name.startswith("--")).partition("/")[0]
+    variable = "LEVI_" + long.strip("-").replace("-", "_").upper()
+    return typer.Option(*names, help=help, envvar=variable, show_envvar=False, **settings)
+
+
+Json = Annotated[bool, option("--json", help="Print one JSON document, for machines.")]
+Overwrite = Annotated[bool, option("--overwrite", help="Replace what is there.")]
+Device = Annotated[str, option("--device", help="cpu, cuda, or auto.")]
+Threads = Annotated[int | None, option("--threads", help="Threads of one batch; default: usable cores.", min=1)]
+
+
+def show(document: Mapping[str, Any], *, as_json: bool, human: Callable[[], str]) -> None:
+    """Print a result to stdout: one JSON document, or text for people."""
+    typer.echo(json.dumps(document, indent=1, ensure_ascii=False, default=str) if as_json else human())
+
+
+def table(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()) -> str:
+    """Lay out rows in aligned columns; numbers to the right."""
+    cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    lines = [list(header), *cells] if header else cells
+    widths = [max(len(line[c]) for line in lines) for c in range(len(lines[0]))] if lines else []
+    numeric = [all(isinstance(row[c], int | float) or row[c] == "" for row in rows) for c in range(len(widths))]
+
+    def laid(line: Sequence[str]) -> str:
+        parts = [
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ]
+        return "  ".join(parts).rstrip()
+
+    text = [laid(line) for line in lines]
+    if header:
+        text.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(text)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, float, float], None]]:
+    """A progress bar on stderr, told (what, done, total); silent where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def tell(what: str, done: float, total: float) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield tell
+
+
+def existing(path: Path, what: str) -> Path:
+    """A path that must be there.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not path.exists():
+        from levi_serving.errors import UsageError
+
+        raise UsageError(f"There is no {path}. Give the path of {what}.")
+    return path

@@ -1,0 +1,142 @@
+"""``levi train``: learn a LEVI model from a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from levi_deploy.cli.options import Json, Overwrite, existing, option, progress, show, table
+
+
+def command(
+    data: Annotated[Path, typer.Argument(help="Training rows: CSV, TSV, JSONL or Parquet.")],
+    output: Annotated[Path, option("--output", "-o", help="The run's folder.")],
+    text: Annotated[str | None, option("--text", help="Column with the text [text].")] = None,
+    target: Annotated[str | None, option("--target", help="Column with the answer [label].")] = None,
+    task: Annotated[
+        str | None,
+        option("--task", help="auto, classification, multilabel (labels joined by |) or regression."),
+    ] = None,
+    split_column: Annotated[str | None, option("--split-column", help="Column that tells rows apart.")] = None,
+    train_split: Annotated[str | None, option("--train-split", help="Its value on training rows [train].")] = None,
+    validation_split: Annotated[
+        str | None,
+        option("--validation-split", help="Its value on in-distribution validation rows [id_val, …]."),
+    ] = None,
+    validation: Annotated[Path | None, option("--validation", help="A table of validation rows.")] = None,
+    backbone: Annotated[str | None, option("--backbone", help="Hub id or folder of the frozen backbone.")] = None,
+    taps: Annotated[
+        str | None, option("--taps", help="Depths as 2,4,6; or a number; or all; or none (branch alone) [3].")
+    ] = None,
+    pooling: Annotated[str | None, option("--pooling", help="attention, mean, first or last.")] = None,
+    queries: Annotated[int | None, option("--queries", help="Learned queries of a tap.")] = None,
+    branch: Annotated[str | None, option("--branch", help="mlp or none.")] = None,
+    head_hidden: Annotated[int | None, option("--head-hidden", help="Hidden units of a head; 0: linear.")] = None,
+    average: Annotated[str | None, option("--average", help="logits or probabilities.")] = None,
+    max_length: Annotated[int | None, option("--max-length", help="Most tokens of a row.")] = None,
+    epochs: Annotated[int | None, option("--epochs", help="Most passes over the rows.")] = None,
+    batch_size: Annotated[int | None, option("--batch-size", help="Rows in a step.")] = None,
+    learning_rate: Annotated[float | None, option("--learning-rate", help="AdamW's, at its highest.")] = None,
+    weight_decay: Annotated[float | None, option("--weight-decay", help="AdamW's.")] = None,
+    patience: Annotated[int | None, option("--patience", help="Epochs without improvement.")] = None,
+    seed: Annotated[int | None, option("--seed", help="Of every random choice.")] = None,
+    config: Annotated[
+        Path | None, option("--config", help="TOML with [model], [training], [data]; flags go before it.")
+    ] = None,
+    cache: Annotated[Path | None, option("--cache", help="Where taps are kept between runs.")] = None,
+    resume: Annotated[bool, option("--resume", help="Go on with an unfinished run.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Learn a LEVI model: a frozen backbone, a branch from scratch, and layers that read both."""
+    from levi_deploy.config import Config
+
+    asked = Config.read(
+        config,
+        model={
+            "backbone": backbone,
+            "taps": parse_taps(taps),
+            "pooling": pooling,
+            "queries": queries,
+            "branch": branch,
+            "head_hidden": head_hidden,
+            "average": average,
+            "max_length": max_length,
+        },
+        training={
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "patience": patience,
+            "seed": seed,
+        },
+        data={
+            "text": text,
+            "target": target,
+            "task": task,
+            "split_column": split_column,
+            "train_split": train_split,
+            "validation_split": validation_split,
+        },
+    )
+    existing(data, "a table with training rows")
+    from levi_deploy.training import train
+
+    with progress() as tell:
+        run = train(
+            data,
+            output,
+            asked,
+            validation=validation,
+            resume=resume,
+            overwrite=overwrite,
+            cache=cache,
+            progress=tell,
+        )
+    record = run.record
+    show(
+        {"run": str(run.folder), "task": run.task, "labels": run.labels, "taps": run.taps, **record},
+        as_json=as_json,
+        human=lambda: _human(run, record),
+    )
+
+
+def parse_taps(text: str | None) -> Any:
+    """Read ``2,4,6``, ``3``, ``all`` or ``none``.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if text is None or text == "all":
+        return text
+    if text == "none":
+        return ()
+    from levi_serving.errors import UsageError
+
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--taps is {text!r}; expected depths as 2,4,6, or a number, or all, or none.") from None
+    return numbers[0] if len(numbers) == 1 and "," not in text else tuple(numbers)
+
+
+def _human(run: Any, record: Any) -> str:
+    validation = dict(record["validation"])
+    heads, rows = validation.pop("heads"), validation.pop("rows")
+    lines = [
+        [name, value, *(heads if n == 0 else [""] * len(heads))] for n, (name, value) in enumerate(validation.items())
+    ]
+    header = ["", "average", *(f"head {k + 1}" for k in range(len(heads)))]
+    seconds = record["seconds"]
+    return (
+        f"{run.task}, {record['data']['training_rows']} training rows, taps {list(run.taps)}, "
+        f"best of {record['epochs']} epochs: {record['best_epoch']}\n"
+        f"Trained {record['parameters']['trained']:,} parameters beside {record['parameters']['backbone']:,} frozen "
+        f"ones; taps {seconds['taps']:.0f} s, fit {seconds['fit']:.0f} s\n\n"
+        f"In-distribution validation, {rows} rows ({record['data']['validation_from']}):\n"
+        + table(lines, header=header)
+        + f"\n\nThe run is in {run.folder}. Next: levi export {run.folder} -o BUNDLE"
+    )

@@ -1,0 +1,245 @@
+"""What a LEVI model and a training run are: three dataclasses, validated, from TOML or flags.
+
+Knows no torch: a wrong option is refused before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+
+from levi_serving.errors import UsageError
+
+__all__ = ["Config", "DataConfig", "ModelConfig", "Pooling", "TaskChoice", "TrainingConfig"]
+
+T = TypeVar("T")
+
+Pooling = Literal["attention", "mean", "first", "last"]
+BranchName = Literal["mlp", "none"]
+TaskChoice = Literal["auto", "classification", "multilabel", "regression"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A LEVI model (letters as in the README: K adapting layers, M stages, S branch width).
+
+    Attributes:
+        backbone: a model's hub id or folder, for ``transformers.AutoModel``.
+        taps: the depths that are read, 0 (embeddings) … L: a list, a number K to spread evenly over
+            1 … L with the last layer in, or ``all`` (0 … L). An empty list is the branch alone.
+        pooling: how a tap's tokens become one vector; ``attention`` learns queries, the others are fixed.
+        queries: learned queries of each tap, for attention pooling.
+        branch: the small model trained from scratch; ``none`` leaves it out.
+        branch_width: S, the width of a stage.
+        branch_depth: M, the number of stages.
+        branch_embedding: width of the branch's own token embeddings.
+        branch_dropout: share of a branch stage dropped in training.
+        head_hidden: hidden units of an adapting layer; 0 makes it linear.
+        head_dropout: share of an adapting layer's inputs dropped in training.
+        average: whether the heads' logits or their probabilities are averaged.
+        max_length: the most tokens of a row.
+    """
+
+    backbone: str = "sentence-transformers/all-MiniLM-L6-v2"
+    taps: tuple[int, ...] | int | Literal["all"] = 3
+    pooling: Pooling = "attention"
+    queries: int = 4
+    branch: BranchName = "mlp"
+    branch_width: int = 64
+    branch_depth: int = 3
+    branch_embedding: int = 64
+    branch_dropout: float = 0.3
+    head_hidden: int = 128
+    head_dropout: float = 0.1
+    average: Literal["logits", "probabilities"] = "logits"
+    max_length: int = 256
+
+    def __post_init__(self) -> None:
+        _positive(self, "queries", "branch_width", "branch_depth", "branch_embedding", "max_length")
+        _share(self, "branch_dropout", "head_dropout")
+        if self.head_hidden < 0:
+            raise UsageError(f"head_hidden is {self.head_hidden}; expected 0 (linear) or more.")
+        if isinstance(self.taps, int) and self.taps < 1:
+            raise UsageError(f"taps is {self.taps}; expected a number of taps from 1, a list of depths, or 'all'.")
+        if isinstance(self.taps, tuple):
+            if list(self.taps) != sorted(set(self.taps)) or any(tap < 0 for tap in self.taps):
+                raise UsageError(
+                    f"taps are {list(self.taps)}; expected different depths from 0 upwards, in rising order."
+                )
+            if not self.taps and self.branch == "none":
+                raise UsageError("There are no taps and no branch, so nothing reads the input; give one of them.")
+
+    def depths(self, depth: int) -> tuple[int, ...]:
+        """The taps as depths t_1 < … < t_K of a backbone with ``depth`` = L layers.
+
+        Raises:
+            UsageError: a tap lies outside 0 … L, or more are asked for than there are layers.
+        """
+        if self.taps == "all":
+            return tuple(range(depth + 1))
+        if isinstance(self.taps, int):
+            if self.taps > depth:
+                raise UsageError(
+                    f"taps asks for {self.taps} depths, but {self.backbone} has {depth} layers. "
+                    f"Give at most {depth}, or 'all' to read the embeddings too."
+                )
+            return tuple(round((k + 1) * depth / self.taps) for k in range(self.taps))
+        if self.taps and self.taps[-1] > depth:
+            raise UsageError(
+                f"Tap {self.taps[-1]} is out of range: {self.backbone} has {depth} layers, "
+                f"so taps go from 0 (embeddings) to {depth}."
+            )
+        return self.taps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a LEVI model is trained.
+
+    Attributes:
+        epochs: the most passes over the training rows.
+        batch_size: rows in a step.
+        learning_rate: AdamW's, at its highest.
+        weight_decay: AdamW's, on matrices only.
+        patience: epochs without a better validation loss before training stops.
+        head_weights: w_1 … w_K, one for each head's loss; equal when empty.
+        seed: of every random choice.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    patience: int = 3
+    head_weights: tuple[float, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs", "batch_size", "learning_rate", "patience")
+        if self.weight_decay < 0:
+            raise UsageError(f"weight_decay is {self.weight_decay}; expected 0 or more.")
+        if any(weight < 0 for weight in self.head_weights) or (self.head_weights and not any(self.head_weights)):
+            raise UsageError(f"head_weights are {list(self.head_weights)}; expected numbers from 0, not all 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which columns and rows of a table are learned from.
+
+    Attributes:
+        text: the column with the text.
+        target: the column with the answer.
+        task: what kind of answer; ``auto`` tells from the values.
+        split_column: the column that says which rows are which.
+        train_split: its value on training rows.
+        validation_split: its value on in-distribution validation rows.
+    """
+
+    text: str = "text"
+    target: str = "label"
+    task: TaskChoice = "auto"
+    split_column: str | None = None
+    train_split: str = "train"
+    validation_split: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole training run: ``[model]``, ``[training]`` and ``[data]`` of a TOML file."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    @classmethod
+    def read(cls, path: Path | None, **flags: Mapping[str, Any]) -> Self:
+        """Put a configuration together: flags before the file, the file before the defaults.
+
+        Args:
+            path: a TOML file, or None.
+            flags: by section; entries that are None were not given.
+
+        Raises:
+            UsageError: which entry is wrong, what was found, what was expected.
+        """
+        sections: dict[str, Any] = {}
+        if path is not None:
+            try:
+                sections = tomllib.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise UsageError(f"{path} is no readable TOML file: {error}.") from error
+        known = {"model": ModelConfig, "training": TrainingConfig, "data": DataConfig}
+        for name in sections:
+            if name not in known:
+                raise UsageError(f"{path} has an unknown section [{name}]; known are {', '.join(known)}.")
+        given = {
+            name: {
+                **sections.get(name, {}),
+                **{key: value for key, value in flags.get(name, {}).items() if value is not None},
+            }
+            for name in known
+        }
+        return cls(**{name: _build(kind, given[name]) for name, kind in known.items()})
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """Rebuild one from ``to_dict``."""
+        return cls.read(None, **document)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dictionaries, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def _build(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Make a dataclass from loose values, naming what does not fit."""
+    hints = get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            raise UsageError(f"There is no option {name!r}; known are {', '.join(hints)}.")
+    return kind(**{name: _coerce(name, value, hints[name]) for name, value in values.items()})
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    """Check one value against its type; lists become tuples, whole numbers may stand for floats."""
+    options = get_args(hint) if get_origin(hint) not in (tuple, Literal) and get_args(hint) else (hint,)
+    for option in options:
+        if get_origin(option) is Literal and value in get_args(option) and isinstance(value, str):
+            return value
+        if get_origin(option) is tuple and isinstance(value, list | tuple):
+            return tuple(_coerce(name, item, get_args(option)[0]) for item in value)
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if option in (int, str) and type(value) is option:
+            return value
+        if option is type(None) and value is None:
+            return value
+    raise UsageError(f"{name} is {value!r}; expected {_in_words(options)}.")
+
+
+def _in_words(options: tuple[Any, ...]) -> str:
+    words = []
+    for option in options:
+        if get_origin(option) is Literal:
+            words += [repr(choice) for choice in get_args(option)]
+        elif get_origin(option) is tuple:
+            words.append("a list")
+        elif option is not type(None):
+            words.append({int: "a whole number", float: "a number", str: "a text"}[option])
+    return " or ".join(words)
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise UsageError(f"{name} is {getattr(config, name)}; expected more than 0.")
+
+
+def _share(config: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise UsageError(f"{name} is {getattr(config, name)}; expected from 0 to below 1.")

@@ -1,0 +1,250 @@
+"""From a table to what training needs: rows, targets by task, and which rows are which.
+
+Every way in which a table can be wrong is refused here, before any work is done. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from levi_deploy.config import DataConfig
+from levi_serving.errors import TableError, UsageError
+from levi_serving.predictions import Task
+from levi_serving.tables import read_columns
+
+__all__ = ["Dataset", "encode_targets", "learn", "read"]
+
+VALIDATION_SPLITS = ("id_val", "validation", "val", "valid", "dev")
+SEPARATOR = "|"
+HELD_OUT = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """N rows of a table.
+
+    Attributes:
+        rows: N texts as mappings, by the text column.
+        targets: N raw values as read.
+        columns: further columns by name, N values each.
+        digest: SHA-256 over rows and targets.
+    """
+
+    rows: Sequence[dict[str, object]]
+    targets: Sequence[object]
+    columns: dict[str, list[object]]
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, keep: Sequence[int]) -> Dataset:
+        """The chosen rows, with a digest of their own."""
+        return _dataset(
+            [self.rows[n] for n in keep],
+            [self.targets[n] for n in keep],
+            {name: [values[n] for n in keep] for name, values in self.columns.items()},
+        )
+
+
+def _dataset(rows: list[dict[str, object]], targets: list[object], columns: dict[str, list[object]]) -> Dataset:
+    digest = hashlib.sha256(repr((rows, targets)).encode("utf-8", "surrogatepass")).hexdigest()
+    return Dataset(rows=rows, targets=targets, columns=columns, digest=digest)
+
+
+def read(path: Path, *, text: str, target: str, further: Sequence[str] = ()) -> Dataset:
+    """Read a whole table for learning or evaluation; every row must be usable.
+
+    Args:
+        path: CSV, TSV, JSONL or Parquet.
+        text: the column with the text.
+        target: the column with the answer.
+        further: other columns that are needed.
+
+    Raises:
+        TableError: the file, a column or a row cannot be used; the first such row is named.
+        UsageError: there is no such file.
+    """
+    table = read_columns(path, list(dict.fromkeys([text, target, *further])))
+    if table.bad:
+        raise TableError(
+            f"{path}: {len(table.bad)} rows cannot be read, first row {table.bad[0].row}: {table.bad[0].reason} "
+            "Learning and evaluation need every row: mend or remove them."
+        )
+    values = table.values
+    numbered = zip(table.numbers, values[text], values[target], strict=True)
+    wrong = [
+        (number, text if not _is_text(cell) else target)
+        for number, cell, answer in numbered
+        if not _is_text(cell) or _is_missing(answer)
+    ]
+    if wrong:
+        raise TableError(
+            f"{path}: {len(wrong)} rows lack a value, first row {wrong[0][0]} in column {wrong[0][1]!r}. "
+            "Learning and evaluation need every row: mend or remove them."
+        )
+    if not values[text]:
+        raise TableError(f"{path} has no rows.")
+    return _dataset([{text: cell} for cell in values[text]], values[target], {n: values[n] for n in further})
+
+
+def _is_text(cell: object) -> bool:
+    return isinstance(cell, str) and bool(cell.strip())
+
+
+def _is_missing(answer: object) -> bool:
+    return answer is None or answer == "" or (isinstance(answer, float) and math.isnan(answer))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """What a training run learns from.
+
+    Attributes:
+        train: training rows.
+        validation: in-distribution validation rows.
+        task: what kind of answer.
+        labels: the C output names, from training rows; for regression the target column's name.
+        validation_from: in words, where the validation rows come from.
+    """
+
+    train: Dataset
+    validation: Dataset
+    task: Task
+    labels: tuple[str, ...]
+    validation_from: str
+
+
+def learn(path: Path, data: DataConfig, *, validation: Path | None = None, seed: int = 0) -> Learning:
+    """Read training and validation rows and find the task and its labels.
+
+    Validation rows are another file, or another value of the split column, or (with neither) a tenth
+    of the training rows drawn by the seed.
+
+    Raises:
+        TableError, UsageError: what is wrong with the table or the choice of rows.
+    """
+    if validation is not None and data.split_column is not None:
+        raise UsageError("Both a split column and a validation file were given; give one of them.")
+    further = [data.split_column] if data.split_column else []
+    table = read(path, text=data.text, target=data.target, further=further)
+    if validation is not None:
+        train, held_out = table, read(validation, text=data.text, target=data.target)
+        source = validation.name
+    elif data.split_column is not None:
+        train, held_out, source = _split(table, data, path)
+    else:
+        order = list(range(len(table)))
+        random.Random(seed).shuffle(order)  # noqa: S311  # a reproducible draw, not a secret
+        cut = max(1, round(HELD_OUT * len(order)))
+        train, held_out = table.take(sorted(order[cut:])), table.take(sorted(order[:cut]))
+        source = f"{HELD_OUT:.0%} of the training rows, drawn by seed {seed}"
+    task = _task(train.targets) if data.task == "auto" else data.task
+    labels = _labels(train.targets, task, data.target)
+    if task == "classification" and len(labels) < 2:
+        raise UsageError(
+            f"Column {data.target!r} of the training rows has only the value {labels[0]!r}; "
+            "classification needs at least two classes."
+        )
+    for part in (train, held_out):
+        encode_targets(part.targets, task, labels, column=data.target)
+    return Learning(train=train, validation=held_out, task=task, labels=labels, validation_from=source)
+
+
+def _split(table: Dataset, data: DataConfig, path: Path) -> tuple[Dataset, Dataset, str]:
+    column = data.split_column or ""
+    names = [str(value) for value in table.columns[column]]
+    counts = Counter(names)
+    found = ", ".join(f"{name} ({count})" for name, count in counts.most_common(8))
+    wanted = data.validation_split or next((name for name in VALIDATION_SPLITS if name in counts), None)
+    for name, option in ((data.train_split, "--train-split"), (wanted, "--validation-split")):
+        if name is None or name not in counts:
+            what = f"no rows with {name!r}" if name else f"none of {', '.join(VALIDATION_SPLITS)}"
+            raise UsageError(f"Column {column!r} of {path} has {what}; it has {found}. Choose with {option}.")
+    parts = [table.take([n for n, name in enumerate(names) if name == part]) for part in (data.train_split, wanted)]
+    return parts[0], parts[1], f"rows with {column} = {wanted}"
+
+
+def _task(targets: Sequence[object]) -> Task:
+    """Tell the task from the values: lists are multilabel, words are classes, few whole numbers are too."""
+    if isinstance(targets[0], list | tuple):
+        return "multilabel"
+    numbers = [_number(value) for value in targets]
+    if any(number is None for number in numbers):
+        return "classification"
+    whole = all(number is not None and number == int(number) for number in numbers)
+    return "classification" if whole and len(set(numbers)) <= 20 else "regression"
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _name(value: object) -> str:
+    """A class's name: whole numbers look the same from every file format."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _names(value: object) -> list[str]:
+    """The labels of one multilabel row: a list, or names joined by ``|``; an empty text is none."""
+    values = value if isinstance(value, list | tuple) else [v for v in str(value).split(SEPARATOR) if v]
+    return [_name(v).strip() for v in values]
+
+
+def _labels(targets: Sequence[object], task: Task, column: str) -> tuple[str, ...]:
+    if task == "regression":
+        return (column,)
+    names = {n for value in targets for n in (_names(value) if task == "multilabel" else [_name(value)])}
+    if all(_number(name) is not None for name in names):
+        return tuple(sorted(names, key=float))
+    return tuple(sorted(names))
+
+
+def encode_targets(targets: Sequence[object], task: Task, labels: Sequence[str], *, column: str) -> NDArray[Any]:
+    """Turn raw values into what the loss takes.
+
+    Returns:
+        Classification: (N,) int64 class numbers; multilabel: (N, C) float32 zeros and ones; regression:
+        (N,) float32.
+
+    Raises:
+        TableError: a value is no number, or a class that is not among the labels.
+    """
+    if task == "regression":
+        numbers = [_number(value) for value in targets]
+        if None in numbers:
+            n = numbers.index(None)
+            raise TableError(f"Column {column!r} holds {targets[n]!r}; regression needs finite numbers everywhere.")
+        return np.asarray(numbers, dtype=np.float32)
+    position = {name: c for c, name in enumerate(labels)}
+    rows = [_names(value) if task == "multilabel" else [_name(value)] for value in targets]
+    unknown = sorted({name for row in rows for name in row if name not in position})
+    if unknown:
+        raise TableError(
+            f"Column {column!r} holds {unknown[0]!r}, which no training row has; known are "
+            f"{', '.join(labels[:8])}{' …' if len(labels) > 8 else ''}."
+        )
+    if task == "classification":
+        return np.asarray([position[row[0]] for row in rows], dtype=np.int64)
+    encoded = np.zeros((len(rows), len(labels)), dtype=np.float32)
+    for n, row in enumerate(rows):
+        encoded[n, [position[name] for name in row]] = 1
+    return encoded

@@ -1,0 +1,80 @@
+"""How good predictions are: numpy alone, on what is served. Knows no model and no file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from levi_serving.predictions import Outputs, Predictions, Task, finish
+
+__all__ = ["metrics"]
+
+
+def metrics(predictions: Predictions, targets: NDArray[Any], *, task: Task, labels: Sequence[str]) -> dict[str, Any]:
+    """Measure N predictions against their targets.
+
+    Args:
+        predictions: as the runner finishes them.
+        targets: classification (N,) class numbers; multilabel (N, C) zeros and ones; regression (N,).
+        task: what they are.
+        labels: the C output names.
+
+    Returns:
+        Classification: ``accuracy``, ``macro_accuracy`` (mean recall over the classes present),
+        ``macro_f1``, ``log_loss`` (nats). Multilabel: ``exact_match``, ``micro_f1``, ``macro_f1``,
+        ``log_loss``. Regression: ``rmse``, ``mae``, ``r2`` (against the mean of these targets). Always
+        ``rows``, and ``heads`` with each head's first metric.
+    """
+    result: dict[str, Any] = {"rows": len(targets), **_measure(predictions, targets, task, len(labels))}
+    first = next(name for name in result if name != "rows")
+    result["heads"] = []
+    for k in range(predictions.head_logits.shape[1]):
+        own = predictions.head_logits[:, k]
+        alone = finish(Outputs(own, own[:, None]), task=task, labels=labels)
+        result["heads"].append(_measure(alone, targets, task, len(labels))[first])
+    return result
+
+
+def _measure(predictions: Predictions, targets: NDArray[Any], task: Task, classes: int) -> dict[str, float]:
+    p = predictions.probabilities
+    if task == "regression" or p is None:
+        error = predictions.logits[:, 0].astype(np.float64) - targets
+        spread = ((targets - targets.mean()) ** 2).mean()
+        return {
+            "rmse": float(np.sqrt((error**2).mean())),
+            "mae": float(np.abs(error).mean()),
+            "r2": float(1 - (error**2).mean() / spread) if spread else 0.0,
+        }
+    tiny = np.finfo(np.float32).tiny
+    if task == "multilabel":
+        said, holds = predictions.logits > 0, targets > 0
+        right = np.where(holds, p, 1 - p)
+        return {
+            "exact_match": float((said == holds).all(axis=1).mean()),
+            "micro_f1": _f1((said & holds).sum(), said.sum(), holds.sum()),
+            "macro_f1": float(np.mean([_f1(*c) for c in zip(*_counts(said, holds), strict=True)])),
+            "log_loss": float(-np.log(np.maximum(right, tiny)).mean()),
+        }
+    answer = predictions.logits.argmax(axis=1)
+    said, holds = answer[:, None] == np.arange(classes), targets[:, None] == np.arange(classes)
+    there = holds.any(axis=0)
+    both, said_n, holds_n = (counts[there] for counts in _counts(said, holds))
+    return {
+        "accuracy": float((answer == targets).mean()),
+        "macro_accuracy": float((both / holds_n).mean()),
+        "macro_f1": float(np.mean([_f1(*c) for c in zip(both, said_n, holds_n, strict=True)])),
+        "log_loss": float(-np.log(np.maximum(p[np.arange(len(targets)), targets], tiny)).mean()),
+    }
+
+
+def _counts(said: NDArray[np.bool_], holds: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
+    """For each class: rows said and held, rows said, rows held."""
+    return (said & holds).sum(axis=0), said.sum(axis=0), holds.sum(axis=0)
+
+
+def _f1(both: int, said: int, holds: int) -> float:
+    """2·TP / (said + holds); 0 where the class is neither said nor held."""
+    return float(2 * both / (said + holds)) if said + holds else 0.0

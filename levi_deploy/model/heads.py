@@ -1,0 +1,85 @@
+"""Adapting layers, their average and their loss. Knows no backbone, no branch and no task's files."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from levi_serving.predictions import Task
+
+__all__ = ["AdaptingHead", "average", "loss"]
+
+
+class AdaptingHead(nn.Module):
+    """One adapting layer a_k: reads a pooled tap and a branch stage, answers with C logits.
+
+    Args:
+        tap_width: of the pooled tap; 0 when there is none.
+        stage_width: S of the branch stage; 0 when there is none.
+        outputs: C.
+        hidden: units of the one hidden layer; 0 makes it linear.
+        dropout: share of the inputs dropped in training.
+    """
+
+    def __init__(self, *, tap_width: int, stage_width: int, outputs: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        # A norm for each tap: without it the depths differ in scale by orders of magnitude.
+        self.norm = nn.LayerNorm(tap_width) if tap_width else None
+        self.dropout = nn.Dropout(dropout)
+        width = tap_width + stage_width
+        self.net: nn.Module
+        if hidden:
+            self.net = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+        else:
+            self.net = nn.Linear(width, outputs)
+
+    def forward(self, tap: Tensor | None, stage: Tensor | None) -> Tensor:
+        """Read a pooled tap (B, R·D) and a stage (B, S), either of which may be None: (B, C)."""
+        parts = []
+        if self.norm is not None and tap is not None:
+            parts.append(self.norm(tap))
+        if stage is not None:
+            parts.append(stage)
+        result: Tensor = self.net(self.dropout(torch.cat(parts, dim=1)))
+        return result
+
+
+def average(head_logits: Tensor, of: Literal["logits", "probabilities"], task: Task) -> Tensor:
+    """The prediction: the mean over the K heads, (B, K, C) to logits (B, C).
+
+    The mean of probabilities is returned as its logits, so that softmax (or the logistic function, for
+    multilabel) gives it back. Regression has no probabilities: both choices are the plain mean.
+    """
+    if of == "logits" or task == "regression":
+        return head_logits.mean(dim=1)
+    if task == "classification":
+        return head_logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(head_logits.shape[1])
+    return F.logsigmoid(head_logits).logsumexp(dim=1) - F.logsigmoid(-head_logits).logsumexp(dim=1)
+
+
+def loss(head_logits: Tensor, targets: Tensor, task: Task, weights: Tensor) -> Tensor:
+    """The training loss Σ_k w_k · ℓ(a_k(x), y) / Σ_k w_k, a mean over rows.
+
+    ℓ is cross-entropy, binary cross-entropy (multilabel) or squared error (regression).
+
+    Args:
+        head_logits: (B, K, C).
+        targets: (B,) class numbers; (B, C) zeros and ones; (B,) values.
+        task: what they are.
+        weights: w_1 … w_K, (K,).
+    """
+    losses = torch.stack([prediction_loss(logits, targets, task) for logits in head_logits.unbind(dim=1)])
+    return (weights * losses).sum() / weights.sum()
+
+
+def prediction_loss(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
+    """ℓ for one set of logits (B, C), a mean over rows."""
+    if task == "classification":
+        return F.cross_entropy(logits, targets)
+    if task == "multilabel":
+        return F.binary_cross_entropy_with_logits(logits, targets)
+    return F.mse_loss(logits[:, 0], targets)

@@ -1,0 +1,81 @@
+"""How a tap's tokens become one vector: (B, T, D) to (B, R·D). Knows no backbone and no head.
+
+Fixed poolings have nothing to learn, so their result can be computed once for a row and stored;
+attention pooling learns, so a row's tokens are stored instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from levi_deploy.config import Pooling as Name
+
+__all__ = ["AttentionPooling", "FixedPooling", "pooling"]
+
+
+def mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The mean over real tokens, (B, T, D) to (B, D)."""
+    weights = mask.to(hidden.dtype)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    return (weights.unsqueeze(1) @ hidden).squeeze(1)  # one matrix product: nothing of (B, T, D) is made
+
+
+def first(hidden: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001  # as the other poolings
+    """The first token (padding on the right), (B, T, D) to (B, D)."""
+    return hidden[:, 0]
+
+
+def last(hidden: Tensor, mask: Tensor) -> Tensor:
+    """The last real token, wherever the padding is, (B, T, D) to (B, D)."""
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    index = (positions * mask).argmax(dim=1)
+    return hidden.gather(1, index[:, None, None].expand(-1, 1, hidden.shape[2])).squeeze(1)
+
+
+_FIXED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": mean, "first": first, "last": last}
+
+
+class FixedPooling(nn.Module):
+    """A pooling with nothing to learn: ``mean``, ``first`` or ``last``."""
+
+    learned = False
+
+    def __init__(self, name: Name, width: int) -> None:
+        super().__init__()
+        self.width = width  # D
+        self._pool = _FIXED[name]
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Pool (B, T, D) under a mask (B, T) to (B, D)."""
+        return self._pool(hidden, mask)
+
+
+class AttentionPooling(nn.Module):
+    """The mean, and beside it Q learned queries that attend over the tap's tokens.
+
+    Each query q weighs token t by softmax_t(q · h_t / sqrt(D)): scaled dot-product attention (Vaswani
+    et al. 2017) with the tokens as keys and values, so a query costs one row of two small products.
+    """
+
+    learned = True
+
+    def __init__(self, width: int, queries: int) -> None:
+        super().__init__()
+        self.width = (1 + queries) * width  # (1 + Q) · D
+        self.queries = nn.Parameter(torch.randn(queries, width))
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Pool (B, T, D) under a mask (B, T) to (B, (1 + Q) · D)."""
+        real = mask.to(hidden.dtype)
+        scores = self.queries @ hidden.transpose(1, 2) / hidden.shape[2] ** 0.5  # (B, Q, T)
+        weights = (scores + (1 - real).unsqueeze(1) * torch.finfo(hidden.dtype).min).softmax(dim=2)
+        uniform = real / real.sum(dim=1, keepdim=True)  # (B, T)
+        return (torch.cat([uniform.unsqueeze(1), weights], dim=1) @ hidden).flatten(1)
+
+
+def pooling(name: Name, *, width: int, queries: int) -> FixedPooling | AttentionPooling:
+    """Make the pooling of one tap of D = ``width``."""
+    return AttentionPooling(width, queries) if name == "attention" else FixedPooling(name, width)

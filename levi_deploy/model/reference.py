@@ -1,0 +1,69 @@
+"""The trained model in torch, behind the runner's three verbs: what the graph is compared with.
+
+Evaluation, the proof at export, and ``levi bench --against torch`` all use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from levi_deploy.model.levi import Levi
+from levi_serving.batching import plan
+from levi_serving.predictions import Outputs, Predictions, Task, finish
+from levi_serving.preprocess import Encoded, Row, TextPreprocessor
+
+__all__ = ["Reference"]
+
+
+class Reference:
+    """A trained LEVI model in torch.
+
+    Args:
+        levi: in evaluation mode.
+        preprocessor: as in training.
+        task: what the logits mean.
+        labels: the C output names.
+    """
+
+    name = "torch"
+
+    def __init__(self, levi: Levi, preprocessor: TextPreprocessor, task: Task, labels: Sequence[str]) -> None:
+        self.levi = levi
+        self.preprocessor = preprocessor
+        self.task = task
+        self.labels = tuple(labels)
+
+    def prepare(self, rows: Sequence[Row]) -> Encoded:
+        """Tokenise N rows.
+
+        Raises:
+            RowError: a row cannot be used.
+        """
+        return self.preprocessor.encode(rows)
+
+    def run(self, encoded: Encoded, *, max_tokens: int = 4096) -> Outputs:
+        """Run N prepared rows in batches of similar length."""
+        classes, heads = len(self.labels), len(self.levi.ensemble.heads)
+        logits = np.empty((len(encoded), classes), dtype=np.float32)
+        head_logits = np.empty((len(encoded), heads, classes), dtype=np.float32)
+        for rows in plan(encoded.lengths, max_tokens=max_tokens, max_rows=128):
+            answer = self.answer(encoded.batch(rows))
+            logits[rows], head_logits[rows] = answer.logits, answer.head_logits
+        return Outputs(logits, head_logits)
+
+    @torch.inference_mode()
+    def answer(self, feeds: dict[str, np.ndarray]) -> Outputs:
+        """Run one batch of arrays, by the graph's input names."""
+        logits, head_logits = self.levi(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+        return Outputs(logits.numpy(), head_logits.numpy())
+
+    def finish(self, outputs: Outputs) -> Predictions:
+        """Turn outputs into predictions, as the runner does."""
+        return finish(outputs, task=self.task, labels=self.labels)
+
+    def describe(self) -> dict[str, object]:
+        """What answers."""
+        return {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": "fp32"}

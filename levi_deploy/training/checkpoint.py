@@ -1,0 +1,159 @@
+"""A training run on disk: only what was trained, and which backbone it was trained on.
+
+``run.json`` and safetensors, no pickle. The backbone's weights are not in it: its name and digest are,
+and a backbone that has changed since is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors.torch import load_file, save_file
+
+from levi_deploy.config import Config
+from levi_deploy.model.backbone import Backbone, Identity
+from levi_deploy.model.levi import Ensemble, Levi
+from levi_deploy.model.reference import Reference
+from levi_serving.errors import RunError
+from levi_serving.predictions import Task
+from levi_serving.preprocess import TextPreprocessor, TextSettings
+
+__all__ = ["Run"]
+
+FORMAT_VERSION = 1
+RECORD = "run.json"
+WEIGHTS = "weights.safetensors"
+TOKENIZER = "tokenizer.json"
+SAMPLES = "samples.json"
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished training run.
+
+    Attributes:
+        folder: where it lies.
+        config: what was asked for.
+        task: classification, multilabel or regression.
+        labels: the C output names.
+        taps: the depths read.
+        backbone: which backbone it was trained on.
+        text: how text becomes token ids.
+        record: data digests, metrics, parameter counts, versions: what happened.
+    """
+
+    folder: Path
+    config: Config
+    task: Task
+    labels: tuple[str, ...]
+    taps: tuple[int, ...]
+    backbone: Identity
+    text: TextSettings
+    record: Mapping[str, Any]
+
+    def save(self, ensemble: Ensemble, samples: Sequence[object]) -> None:
+        """Write the run; ``run.json`` comes last, so a folder that has it is whole."""
+        save_file(ensemble.state_dict(), self.folder / WEIGHTS)
+        (self.folder / SAMPLES).write_text(json.dumps(list(samples), ensure_ascii=False) + "\n", encoding="utf-8")
+        document = {
+            "format_version": FORMAT_VERSION,
+            "config": self.config.to_dict(),
+            "task": self.task,
+            "labels": self.labels,
+            "taps": self.taps,
+            "backbone": asdict(self.backbone),
+            "text": asdict(self.text),
+            "record": self.record,
+        }
+        aside = self.folder / (RECORD + ".partial")
+        aside.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.replace(self.folder / RECORD)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open a finished run.
+
+        Raises:
+            RunError: there is none in the folder, it is unfinished, damaged or of another version.
+        """
+        path = folder / RECORD
+        if not path.is_file():
+            unfinished = (folder / "state.safetensors").is_file()
+            found = (
+                "the run in it is unfinished; go on with 'levi train … --resume'"
+                if unfinished
+                else (
+                    "it is a bundle, not a run" if (folder / "levi.json").is_file() else f"there is no {RECORD} in it"
+                )
+            )
+            raise RunError(f"{folder} is not a finished training run: {found}.")
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            if document["format_version"] != FORMAT_VERSION:
+                raise RunError(
+                    f"{path} has format version {document['format_version']!r}; this levi-deploy reads "
+                    f"{FORMAT_VERSION}. Train again, or use the version that wrote it."
+                )
+            return cls(
+                folder=folder,
+                config=Config.from_dict(document["config"]),
+                task=document["task"],
+                labels=tuple(document["labels"]),
+                taps=tuple(document["taps"]),
+                backbone=Identity(**document["backbone"]),
+                text=TextSettings(**document["text"]),
+                record=document["record"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path} is damaged ({type(error).__name__}: {error}). Train again.") from error
+
+    @property
+    def tokenizer(self) -> Path:
+        """The run's ``tokenizer.json``."""
+        return self.folder / TOKENIZER
+
+    @property
+    def samples(self) -> list[Any]:
+        """Validation rows, kept for the proof at export."""
+        rows: list[Any] = json.loads((self.folder / SAMPLES).read_text(encoding="utf-8"))
+        return rows
+
+    def ensemble(self) -> Ensemble:
+        """What was trained.
+
+        Raises:
+            RunError: the weights are missing, damaged, or of another architecture.
+        """
+        ensemble = Ensemble(self.config.model, self.backbone, taps=self.taps, task=self.task, outputs=len(self.labels))
+        try:
+            ensemble.load_state_dict(load_file(self.folder / WEIGHTS))
+        except Exception as error:  # safetensors' own error type is not public
+            raise RunError(f"{self.folder / WEIGHTS} is missing or damaged: {error}. Train again.") from error
+        return ensemble.eval()
+
+    def levi(self, *, backbone: str | None = None) -> Levi:
+        """The whole model, its backbone loaded and checked.
+
+        Args:
+            backbone: where the backbone lies now; where it lay in training when None.
+
+        Raises:
+            UsageError: the backbone cannot be loaded or is not the one trained on.
+            RunError: the run is damaged.
+        """
+        loaded = None
+        if self.taps:
+            source = backbone or self.config.model.backbone
+            loaded = Backbone.load(source, lambda _: self.taps, digest=self.backbone.digest)
+        return Levi(loaded, self.ensemble()).eval()
+
+    def reference(self, *, backbone: str | None = None) -> Reference:
+        """The torch model behind the runner's three verbs."""
+        return Reference(
+            self.levi(backbone=backbone), TextPreprocessor(self.tokenizer, self.text), self.task, self.labels
+        )

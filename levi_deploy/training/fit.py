@@ -1,0 +1,247 @@
+"""Fit what trains to stored taps: AdamW, the best epoch by ID validation loss, resumable, reproducible.
+
+Each epoch draws from (seed, epoch) alone, so a run that was killed and resumed gives the same weights,
+bit for bit on one machine, as one that was not. It knows no files of data and no backbone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from levi_deploy.config import TrainingConfig
+from levi_deploy.model.heads import loss, prediction_loss
+from levi_deploy.model.levi import Ensemble
+from levi_deploy.training.taps import Taps
+from levi_serving.errors import LeviError, UsageError
+from levi_serving.predictions import Outputs
+
+__all__ = ["Examples", "fit", "predict"]
+
+_BUCKET = 16  # batches whose rows are sorted by length together, to pad less
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N rows with their taps and encoded targets; ``taps`` is None for the branch alone."""
+
+    encoded: Any
+    taps: Taps | None
+    targets: NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def batch(self, rows: NDArray[np.int64]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The chosen rows' taps, token ids and mask."""
+        feeds = self.encoded.batch(rows)
+        taps = self.taps.batch(rows) if self.taps is not None else []
+        return taps, torch.from_numpy(feeds["input_ids"]), torch.from_numpy(feeds["attention_mask"])
+
+
+def fit(
+    ensemble: Ensemble,
+    train: Examples,
+    validation: Examples,
+    config: TrainingConfig,
+    *,
+    state: Path,
+    on_epoch: Callable[[list[dict[str, Any]]], None],
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Train until the validation loss stops falling, and leave the best epoch's weights in ``ensemble``.
+
+    Args:
+        ensemble: freshly made; regression's shift and scale are set.
+        train: training rows.
+        validation: ID validation rows; they choose the epoch and nothing else.
+        config: how.
+        state: where the run's state goes after each epoch; one that is there is gone on from.
+        on_epoch: told the history after each epoch.
+        progress: told rows done and all rows, within an epoch.
+
+    Returns:
+        The history: a record an epoch.
+
+    Raises:
+        LeviError: the loss is no longer finite.
+        UsageError: the head weights do not fit the heads.
+    """
+    weights = torch.tensor(config.head_weights or (1.0,) * len(ensemble.heads))
+    if len(weights) != len(ensemble.heads):
+        raise UsageError(f"head_weights has {len(weights)} numbers, but there are {len(ensemble.heads)} heads.")
+    matrices = [p for p in ensemble.parameters() if p.dim() > 1]
+    rest = [p for p in ensemble.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+    )
+    best = {name: tensor.clone() for name, tensor in ensemble.state_dict().items()}
+    history = _resume(state, ensemble, optimizer, best)
+    if history:
+        on_epoch(history)
+    while len(history) < config.epochs and not _finished(history, config.patience):
+        epoch = len(history) + 1
+        started = time.perf_counter()
+        training_loss = _epoch(ensemble, train, config, epoch, optimizer, weights, progress)
+        outputs = predict(ensemble, validation)
+        validation_loss = _validation_loss(outputs, validation.targets, ensemble)
+        if not np.isfinite([training_loss, validation_loss]).all():
+            raise LeviError(
+                f"The loss of epoch {epoch} is {training_loss} in training and {validation_loss} in validation: "
+                "training has diverged. Lower --learning-rate, and look for extreme values in the targets."
+            )
+        history.append(
+            {
+                "epoch": epoch,
+                "train_loss": training_loss,
+                "validation_loss": validation_loss,
+                "learning_rate": optimizer.param_groups[0]["lr"],
+                "seconds": round(time.perf_counter() - started, 3),
+            }
+        )
+        if _best(history) == epoch:
+            best = {name: tensor.clone() for name, tensor in ensemble.state_dict().items()}
+        _save(state, ensemble, optimizer, best, history)
+        on_epoch(history)
+    ensemble.load_state_dict(best)
+    ensemble.eval()
+    return history
+
+
+def _rate(step: int, steps: int) -> float:
+    """A short linear warm-up, then a cosine down to a tenth."""
+    warm = max(1, steps // 20)
+    if step < warm:
+        return (step + 1) / warm
+    return float(0.55 + 0.45 * np.cos(np.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+
+
+def _best(history: list[dict[str, Any]]) -> int:
+    return int(min(history, key=lambda record: record["validation_loss"])["epoch"])
+
+
+def _finished(history: list[dict[str, Any]], patience: int) -> bool:
+    return bool(history) and len(history) - _best(history) >= patience
+
+
+def _epoch(
+    ensemble: Ensemble,
+    train: Examples,
+    config: TrainingConfig,
+    epoch: int,
+    optimizer: torch.optim.Optimizer,
+    weights: Tensor,
+    progress: Progress | None,
+) -> float:
+    ensemble.train()
+    torch.manual_seed(config.seed * 1_000_003 + epoch)  # drop-out
+    order = np.random.default_rng([config.seed, epoch])
+    batches = _batches(train.encoded.lengths, config.batch_size, order)
+    total, done = 0.0, 0
+    for step, rows in enumerate(batches, start=(epoch - 1) * len(batches)):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * _rate(step, config.epochs * len(batches))
+        taps, input_ids, mask = train.batch(rows)
+        pooled = taps if train.taps is None or train.taps.fixed else ensemble.pool(taps, mask)
+        _, head_logits = ensemble.combine(pooled, input_ids, mask)
+        targets = torch.from_numpy(train.targets[rows])
+        value = loss(head_logits, targets, ensemble.task, weights) / ensemble.scale**2
+        optimizer.zero_grad()
+        torch.autograd.backward(value)
+        torch.nn.utils.clip_grad_norm_(ensemble.parameters(), 1.0)
+        optimizer.step()
+        total += value.item() * len(rows)
+        done += len(rows)
+        if progress is not None:
+            progress(done, len(train))
+    return total / done
+
+
+def _batches(lengths: NDArray[np.int64], size: int, order: np.random.Generator) -> list[NDArray[np.int64]]:
+    """A random order of rows, sorted by length only within a bucket of batches, batches shuffled again."""
+    rows = order.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(rows), size * _BUCKET):
+        bucket = rows[start : start + size * _BUCKET]
+        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
+        batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
+    return [batches[i] for i in order.permutation(len(batches))]
+
+
+@torch.inference_mode()
+def predict(ensemble: Ensemble, examples: Examples, *, batch_size: int = 256) -> Outputs:
+    """Answer N rows from their stored taps: logits (N, C) and head logits (N, K, C)."""
+    ensemble.eval()
+    parts: dict[int, tuple[Tensor, Tensor]] = {}
+    order = np.argsort(examples.encoded.lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        taps, input_ids, mask = examples.batch(rows)
+        pooled = taps if examples.taps is None or examples.taps.fixed else ensemble.pool(taps, mask)
+        parts[start] = ensemble.combine(pooled, input_ids, mask)
+    back = np.argsort(order, kind="stable")
+    logits = torch.cat([logits for logits, _ in parts.values()]).numpy()[back]
+    head_logits = torch.cat([head_logits for _, head_logits in parts.values()]).numpy()[back]
+    return Outputs(logits, head_logits)
+
+
+def _validation_loss(outputs: Outputs, targets: NDArray[Any], ensemble: Ensemble) -> float:
+    """The loss of the average, in the units of training."""
+    value = prediction_loss(torch.from_numpy(outputs.logits), torch.from_numpy(targets), ensemble.task)
+    return float(value / ensemble.scale**2)
+
+
+def _save(
+    state: Path,
+    ensemble: Ensemble,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    history: list[dict[str, Any]],
+) -> None:
+    """Write all of the state as one file, aside and renamed: it is whole or it is the epoch before."""
+    tensors = {f"weights/{name}": tensor for name, tensor in ensemble.state_dict().items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in moments.items()}
+    aside = state.with_suffix(".partial")
+    save_file(tensors, aside, metadata={"history": json.dumps(history)})
+    aside.replace(state)
+
+
+def _resume(
+    state: Path,
+    ensemble: Ensemble,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+) -> list[dict[str, Any]]:
+    """Take everything up where the state file left it; an empty history where there is none."""
+    if not state.is_file():
+        return []
+    weights: dict[str, Tensor] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
+    with safe_open(state, framework="pt") as file:
+        history: list[dict[str, Any]] = json.loads(file.metadata()["history"])
+        for key in file.keys():  # noqa: SIM118  # not a dictionary
+            kind, _, name = key.partition("/")
+            if kind == "optimizer":
+                number, _, name = name.partition("/")
+                moments.setdefault(int(number), {})[name] = file.get_tensor(key)
+            else:
+                {"weights": weights, "best": best}[kind][name] = file.get_tensor(key)
+    ensemble.load_state_dict(weights)
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return history
