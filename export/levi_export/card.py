@@ -1,0 +1,72 @@
+"""The model card that travels in the bundle. Only states what the manifest and the certificate hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from levi_serving.bundle import Manifest
+
+__all__ = ["card"]
+
+
+def card(manifest: Manifest, certificate: dict[str, Any]) -> str:
+    """Write the bundle's README.md."""
+    model, data = manifest.model, manifest.provenance["data"]
+    parameters = model["parameters"]
+    validation = dict(manifest.provenance["validation"])
+    heads, rows = validation.pop("heads"), validation.pop("rows")
+    first = next(iter(validation))
+    taps = ", ".join(map(str, manifest.taps)) or "none"
+    lines = [
+        "# A LEVI model in one ONNX graph",
+        "",
+        "Layer-wise ensemble of different views (arXiv 2402.04644): a frozen backbone that runs once, a branch",
+        "trained from scratch, and adapting layers that read both at several depths; their average is the answer.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| task | {manifest.task} |",
+        f"| labels | {', '.join(manifest.labels)} |",
+        f"| input | column `{manifest.text.column}`, at most {manifest.text.max_length} tokens |",
+        f"| backbone | {model['backbone']['name']} ({model['backbone']['layers']} layers, width "
+        f"{model['backbone']['width']}), frozen, SHA-256 {model['backbone']['digest'][:12]}… |",
+        f"| taps | {taps}; {model['pooling']} pooling |",
+        f"| branch | {model['branch']} |",
+        f"| average | of the heads' {manifest.average} |",
+        f"| parameters | {parameters['trained']:,} trained, {parameters['backbone']:,} in the backbone |",
+        f"| graph | {model['nodes']} nodes, {model['weights_bytes'] / 1e6:.1f} MB, opset {manifest.graphs[0].opset} |",
+        "",
+        "## In-distribution validation",
+        "",
+        f"{rows} rows ({data['validation_from']}), after training on {data['training_rows']}. These rows chose the",
+        "epoch; they are no test set, and they say nothing of other distributions.",
+        "",
+        "| metric | average | " + " | ".join(f"head {k + 1}" for k in range(len(heads))) + " |",
+        "|---|" + "---|" * (1 + len(heads)),
+        f"| {first} | {validation[first]:.4f} | " + " | ".join(f"{value:.4f}" for value in heads) + " |",
+        *(
+            f"| {name} | {value:.4f} | " + " | ".join("" for _ in heads) + " |"
+            for name, value in validation.items()
+            if name != first
+        ),
+        "",
+        "## Proof",
+        "",
+        f"Compared with the torch model on {certificate['rows']['count']} real rows and "
+        f"{len(certificate['shapes'])} batch shapes when it was exported ({certificate['measured_with']['provider']}).",
+        f"Largest error of any logit: {certificate['worst_scaled_error']:.1e} of the logits' spread "
+        f"(allowed {certificate['tolerance']:.0e}); every predicted class equal. A row alone against the same row",
+        f"in a batch: {certificate['alone_against_batched']['max_scaled_error']:.1e}. `parity.json` has every shape;",
+        "`levi verify` measures it again on your machine, without torch. `golden.npz` holds the rows it uses:",
+        "they are rows of the validation data.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "from levi_serving import Runner",
+        "",
+        'predictions = Runner("bundle").predict(["the first text", "the second"])',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
