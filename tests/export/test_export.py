@@ -1,0 +1,177 @@
+"""``export`` writes a proven bundle or nothing; every task and pooling; the certificate catches what is swapped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from levi_deploy.training import Run, branch_alone, linear_probe, train
+from levi_export import export
+from levi_serving import Bundle, Runner, verify
+from levi_serving.bundle import Manifest
+from levi_serving.errors import ParityError, UsageError
+
+
+@pytest.fixture
+def room():
+    """The module; its function has the same name and hides it."""
+    return sys.modules["levi_export.export"]
+
+
+def agrees_with_torch(run: Run, bundle: Bundle, shapes=((1, 1), (1, 16), (3, 37), (7, 2), (16, 48))):
+    """At shapes that the export never saw, with random tokens and random padding."""
+    reference, runner = run.reference(), Runner(bundle.folder)
+    rng = np.random.default_rng(0)
+    spread = None
+    for rows, tokens in shapes:
+        ids = rng.integers(0, 60, (rows, tokens))
+        lengths = rng.integers(1, tokens + 1, rows)
+        lengths[0] = tokens
+        feeds = {"input_ids": ids, "attention_mask": (np.arange(tokens) < lengths[:, None]).astype(np.int64)}
+        expected, found = reference.answer(feeds), runner.session.run(feeds)
+        spread = spread or max(expected.head_logits.std(), 1e-3)
+        np.testing.assert_allclose(found["logits"], expected.logits, atol=1e-4 * spread, rtol=1e-4)
+        np.testing.assert_allclose(found["head_logits"], expected.head_logits, atol=1e-4 * spread, rtol=1e-4)
+
+
+def test_the_graph_is_the_torch_model(run, bundle):
+    agrees_with_torch(run, Bundle.open(bundle))
+
+
+VARIANTS = {
+    "mean pooling, embeddings tapped": {"model": {"pooling": "mean", "taps": (0, 4)}},
+    "first token, probabilities": {"model": {"pooling": "first", "average": "probabilities", "branch": "none"}},
+    "last token, linear heads": {"model": {"pooling": "last", "head_hidden": 0}},
+    "multilabel": {"data": {"target": "topics", "task": "multilabel"}, "model": {"average": "probabilities"}},
+    "regression": {"data": {"target": "score"}},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(name, table, config, cache, tmp_path):
+    sections = {section: replace(getattr(config, section), **c) for section, c in VARIANTS[name].items()}
+    run = train(table, tmp_path / "run", replace(config, **sections), cache=cache)
+    bundle = export(run.folder, tmp_path / "bundle")
+    agrees_with_torch(run, bundle, shapes=((1, 1), (3, 37)))
+    certificate = verify(bundle.folder)
+    assert certificate["worst_scaled_error"] < 1e-4
+    assert certificate["alone_against_batched"]["max_scaled_error"] < 1e-4
+
+
+@pytest.mark.parametrize("baseline", ["linear probe", "branch alone"])
+def test_baselines_are_exported_too(baseline, table, config, cache, tmp_path):
+    model = linear_probe(config.model, 4) if baseline == "linear probe" else branch_alone(config.model)
+    run = train(table, tmp_path / "run", replace(config, model=model), cache=cache)
+    bundle = export(run.folder, tmp_path / "bundle")
+    agrees_with_torch(run, bundle, shapes=((1, 1), (3, 37)))
+    if baseline == "branch alone":
+        graph = onnx.load(bundle.folder / "model.onnx")
+        assert not [node.name for node in graph.graph.node if node.name.startswith("backbone")]
+
+
+def test_the_certificate_covers_what_it_says(bundle):
+    certificate = json.loads((bundle / "parity.json").read_text())
+    shapes = {(s["batch"], s["length"], s["padded"]) for s in certificate["shapes"]}
+    for batch in (1, 2, 7, 32):
+        for length in (2, 6, 24, 48):
+            assert {(batch, length, True), (batch, length, False)} <= shapes
+        assert (batch, 1, False) in shapes
+    assert certificate["rows"]["agreement"] == 1
+    assert 0 <= certificate["worst_scaled_error"] < 1e-5
+    assert certificate["rows"]["count"] == 64
+
+
+def test_a_wrong_graph_is_not_kept(run, room, tmp_path, monkeypatch):
+    """The averaging is damaged between torch's answers and the trace: nothing may be left."""
+    convert = room.convert
+
+    def damaged(levi, **options):
+        with torch.no_grad():
+            levi.ensemble.heads[0].net[0].bias += 0.01
+        return convert(levi, **options)
+
+    monkeypatch.setattr(room, "convert", damaged)
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(ParityError, match="does not answer as its model does") as caught:
+        export(run.folder, tmp_path / "bundle")
+    assert caught.value.exit_code == 3
+    assert list((tmp_path / "bundle").iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "bundle"]
+
+
+def test_a_failure_leaves_the_old_bundle(run, room, bundle_copy, monkeypatch):
+    before = {path.name: path.read_bytes() for path in bundle_copy.iterdir()}
+    monkeypatch.setattr(room, "_prove", lambda *_: (_ for _ in ()).throw(ParityError("not equal")))
+    with pytest.raises(UsageError, match="exists and is not empty"):
+        export(run.folder, bundle_copy)
+    with pytest.raises(ParityError):
+        export(run.folder, bundle_copy, overwrite=True)
+    assert {path.name: path.read_bytes() for path in bundle_copy.iterdir()} == before
+
+
+def reseal(folder, **changes):
+    """Sign a tampered bundle anew, as someone would who means well."""
+    manifest = Manifest.from_json((folder / "levi.json").read_text(), name="levi.json")
+    Bundle.write(folder, replace(manifest, **changes))
+
+
+def scaled_weight(folder):
+    model = onnx.load(folder / "model.onnx")
+    weight = next(i for i in model.graph.initializer if "heads.1" in i.name and len(i.dims) == 2)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+    (folder / "model.onnx.data").unlink()
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=1024)
+    reseal(folder)
+
+
+def swapped_tokenizer(folder):
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text())
+    vocabulary = document["model"]["vocab"]
+    vocabulary["good"], vocabulary["bad"] = vocabulary["bad"], vocabulary["good"]
+    path.write_text(json.dumps(document))
+    reseal(folder)
+
+
+def swapped_labels(folder):
+    reseal(folder, labels=("positive", "negative"))
+
+
+def shorter(folder):
+    manifest = Manifest.from_json((folder / "levi.json").read_text(), name="levi.json")
+    reseal(folder, text=replace(manifest.text, max_length=9))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "says"),
+    [
+        (scaled_weight, "largest error .* of the logits' spread, allowed 1e-04"),
+        (swapped_tokenizer, "the tokenizer gives other token ids for"),
+        (swapped_labels, "predictions have another name: golden row 0 is"),
+        (shorter, "the tokenizer gives other token ids for"),
+    ],
+)
+def test_verify_catches_what_digests_cannot(bundle_copy, tamper, says):
+    assert verify(bundle_copy)["worst_scaled_error"] < 1e-5
+    tamper(bundle_copy)
+    with pytest.raises(ParityError, match=says):
+        verify(bundle_copy)
+
+
+def test_a_backbone_may_have_moved(run, backbone, tmp_path, monkeypatch):
+    elsewhere = shutil.copytree(backbone, tmp_path / "elsewhere")
+    document = json.loads((run.folder / "run.json").read_text())
+    document["config"]["model"]["backbone"] = str(tmp_path / "gone")
+    moved = shutil.copytree(run.folder, tmp_path / "run")
+    (moved / "run.json").write_text(json.dumps(document))
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        export(moved, tmp_path / "bundle")
+    assert export(moved, tmp_path / "bundle", backbone=str(elsewhere)).manifest.task == "classification"

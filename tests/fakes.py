@@ -1,0 +1,42 @@
+"""A predictor without a model: the tests of files and of measuring need none."""
+
+from __future__ import annotations
+
+import time
+
+
+class Echo:
+    """Answers each row with its own text and length. A text with ``bad`` in it cannot be used."""
+
+    name = "echo"
+    fingerprint = "echo-1"
+    columns = ("text",)
+
+    def __init__(self, *, run_s: float = 0.0, prepare_s: float = 0.0) -> None:
+        self.run_s, self.prepare_s = run_s, prepare_s
+
+    def problem(self, row):
+        text = row["text"]
+        if not isinstance(text, str) or not text.strip():
+            return "column 'text' is empty; expected a text."
+        return "the text is bad." if "bad" in text else None
+
+    def prepare(self, rows):
+        time.sleep(self.prepare_s)
+        return [row["text"] if isinstance(row, dict) else row for row in rows]
+
+    def run(self, prepared):
+        time.sleep(self.run_s)
+        return [len(text) for text in prepared], prepared
+
+    def finish(self, outputs):
+        return outputs
+
+    def table(self, predictions, *, heads=False, all_probabilities=False):
+        lengths, texts = predictions
+        return {"prediction": [text.upper() for text in texts], "length": list(lengths)} | (
+            {"head_1": list(lengths)} if heads else {}
+        )
+
+    def describe(self):
+        return {"model": "echo"}

@@ -1,0 +1,151 @@
+"""The model: what METHOD's formulas say, on numbers small enough to follow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModel
+
+from levi_deploy.config import ModelConfig
+from levi_deploy.model import Backbone, Ensemble, Levi
+from levi_deploy.model.heads import average, loss
+from levi_deploy.model.levi import stage_of
+from levi_deploy.model.pooling import AttentionPooling, FixedPooling
+from levi_serving.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def batch():
+    torch.manual_seed(1)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+    return torch.randint(5, 40, (3, 5)), mask
+
+
+@pytest.mark.parametrize("taps", [(0,), (0, 2), (1, 2, 3), (4,), (0, 1, 2, 3, 4)])
+def test_taps_are_transformers_hidden_states(backbone, batch, taps):
+    whole = AutoModel.from_pretrained(backbone).eval()
+    with torch.no_grad():
+        expected = whole(*batch, output_hidden_states=True).hidden_states
+        found = Backbone.load(str(backbone), lambda _: taps)(*batch)
+    for tap, hidden in zip(taps, found, strict=True):
+        real = batch[1].bool()
+        torch.testing.assert_close(hidden[real], expected[tap][real], rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_above_the_deepest_tap_is_kept(backbone):
+    cut = Backbone.load(str(backbone), lambda _: (1, 2))
+    assert {name.split(".")[3] for name, _ in cut.named_parameters() if ".layer." in name} == {"0", "1"}
+
+
+def test_backbone_is_frozen_and_stays_in_evaluation_mode(backbone, batch):
+    levi = _levi(backbone).train()
+    assert not any(p.requires_grad for p in levi.backbone.parameters())
+    assert not any(module.training for module in levi.backbone.modules())
+    assert levi.ensemble.training
+    first, second = levi.backbone(*batch), levi.backbone(*batch)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_digest_knows_the_weights_and_not_the_taps(backbone, tmp_path):
+    digest = Backbone.load(str(backbone), lambda _: (1,)).identity.digest
+    assert Backbone.load(str(backbone), lambda _: (4,)).identity.digest == digest
+    changed = AutoModel.from_pretrained(backbone)
+    with torch.no_grad():
+        changed.embeddings.word_embeddings.weight[7, 3] += 1e-3
+    changed.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="have changed"):
+        Backbone.load(str(tmp_path), lambda _: (1,), digest=digest)
+
+
+def test_incomplete_checkpoint_is_refused(backbone, tmp_path):
+    model = AutoModel.from_pretrained(backbone)
+    state = {name: tensor for name, tensor in model.state_dict().items() if "layer.2." not in name}
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(UsageError, match="has no weights for"):
+        Backbone.load(str(tmp_path), lambda _: (1,))
+
+
+def _levi(backbone, **changes) -> Levi:
+    config = ModelConfig(backbone=str(backbone), taps=(1, 3), queries=2, **changes)
+    loaded = Backbone.load(str(backbone), config.depths)
+    ensemble = Ensemble(config, loaded.identity, taps=loaded.taps, task="classification", outputs=3)
+    return Levi(loaded, ensemble).eval()
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "first", "last"])
+@pytest.mark.parametrize("branch", ["mlp", "none"])
+def test_a_row_answers_alike_alone_and_padded(backbone, batch, pooling, branch):
+    levi = _levi(backbone, pooling=pooling, branch=branch)
+    with torch.no_grad():
+        logits, head_logits = levi(*batch)
+        assert logits.shape == (3, 3)
+        assert head_logits.shape == (3, 2, 3)
+        alone, _ = levi(batch[0][1:2, :3], batch[1][1:2, :3])
+    torch.testing.assert_close(alone[0], logits[1], rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_ensemble_trains_and_all_of_it(backbone, batch):
+    levi = _levi(backbone)
+    _, head_logits = levi(*batch)
+    loss(head_logits, torch.tensor([0, 1, 2]), "classification", torch.ones(2)).backward()
+    without = [name for name, p in levi.ensemble.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+    assert all(p.grad is None for p in levi.backbone.parameters())
+
+
+def test_poolings_by_hand():
+    hidden = torch.arange(24.0).reshape(2, 3, 4)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    assert FixedPooling("mean", 4)(hidden, mask).tolist() == [[4, 5, 6, 7], [14, 15, 16, 17]]
+    assert FixedPooling("first", 4)(hidden, mask).tolist() == [[0, 1, 2, 3], [12, 13, 14, 15]]
+    assert FixedPooling("last", 4)(hidden, mask).tolist() == [[8, 9, 10, 11], [16, 17, 18, 19]]
+    left = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    assert FixedPooling("last", 4)(hidden, left).tolist() == [[8, 9, 10, 11], [20, 21, 22, 23]]
+
+
+def test_attention_pooling_is_softmax_over_real_tokens():
+    torch.manual_seed(0)
+    pool = AttentionPooling(4, 2)
+    hidden, mask = torch.randn(1, 3, 4), torch.tensor([[1, 1, 0]])
+    pooled = pool(hidden, mask)
+    real = hidden[0, :2]
+    expected = [real.mean(dim=0)]
+    expected += [((real @ query / 2).softmax(dim=0) @ real) for query in pool.queries]
+    torch.testing.assert_close(pooled[0], torch.cat(expected))
+
+
+def test_average_of_logits_and_of_probabilities():
+    head_logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]])
+    assert average(head_logits, "logits", "classification").tolist() == [[1.0, 0.5]]
+    p = average(head_logits, "probabilities", "classification").softmax(dim=1)
+    torch.testing.assert_close(p, head_logits.softmax(dim=2).mean(dim=1))
+    p = average(head_logits, "probabilities", "multilabel").sigmoid()
+    torch.testing.assert_close(p, head_logits.sigmoid().mean(dim=1))
+    assert average(head_logits, "probabilities", "regression").tolist() == [[1.0, 0.5]]
+
+
+def test_average_of_probabilities_survives_extreme_logits():
+    head_logits = torch.tensor([[[200.0, -200.0], [150.0, -150.0]]])
+    for task in ("classification", "multilabel"):
+        assert torch.isfinite(average(head_logits, "probabilities", task)).all()
+
+
+def test_loss_weights_heads():
+    head_logits, target = torch.tensor([[[0.0], [3.0]]]), torch.tensor([1.0])
+    assert loss(head_logits, target, "regression", torch.tensor([3.0, 1.0])).item() == pytest.approx((3 * 1 + 4) / 4)
+
+
+@pytest.mark.parametrize(
+    ("heads", "stages", "expected"),
+    [(3, 3, [0, 1, 2]), (1, 3, [2]), (4, 2, [0, 0, 1, 1]), (2, 3, [1, 2]), (5, 3, [0, 1, 1, 2, 2])],
+)
+def test_stages_go_in_order_and_the_last_head_reads_the_last(heads, stages, expected):
+    assert [stage_of(k, heads=heads, stages=stages) for k in range(heads)] == expected
+
+
+def test_without_a_norm_per_tap_scale_would_matter(backbone, batch):
+    levi = _levi(backbone, branch="none", pooling="mean")
+    hidden = levi.backbone(*batch)
+    logits, _ = levi.ensemble(hidden, *batch)
+    scaled, _ = levi.ensemble([1000 * tap for tap in hidden], *batch)
+    torch.testing.assert_close(scaled, logits, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,154 @@
+"""Opening a bundle: whatever is wrong with it is said by name, and nothing damaged is ever run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from levi_serving import Bundle, Runner, verify
+from levi_serving.bundle import Manifest
+from levi_serving.errors import BundleError, ParityError
+from levi_serving.parity import Golden
+
+
+def edit(folder, change, *, reseal):
+    """Change the manifest, with or without making its digests right again."""
+    path = folder / "levi.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    if reseal:
+        document.pop("format_version")
+        document["digest"] = _digest(document)
+        path.write_text(json.dumps({"format_version": 1, **document}))
+
+
+def _digest(document):
+    content = {name: value for name, value in document.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def reseal(folder):
+    Bundle.write(folder, Manifest.from_json((folder / "levi.json").read_text(), name="levi.json"))
+
+
+def test_round_trip(bundle):
+    opened = Bundle.open(bundle)
+    again = Manifest.from_json(opened.manifest.to_json(), name="levi.json")
+    assert again == opened.manifest
+    assert again.digest == opened.manifest.digest
+    assert set(opened.manifest.files) == {path.name for path in bundle.iterdir()} - {"levi.json"}
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "golden.npz", "parity.json"])
+def test_one_changed_byte_is_found(bundle_copy, name):
+    content = bytearray((bundle_copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle_copy / name).write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{name} is damaged .* SHA-256"):
+        Runner(bundle_copy)
+
+
+@pytest.mark.parametrize("name", ["model.onnx.data", "tokenizer.json"])
+def test_truncated_and_missing_files_are_found(bundle_copy, name):
+    content = (bundle_copy / name).read_bytes()
+    (bundle_copy / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(BundleError, match=f"{name} is damaged"):
+        Bundle.open(bundle_copy)
+    (bundle_copy / name).unlink()
+    with pytest.raises(BundleError, match=f"{name} is missing"):
+        Bundle.open(bundle_copy)
+
+
+def test_an_edited_manifest_is_found(bundle_copy):
+    edit(bundle_copy, lambda document: document["labels"].reverse(), reseal=False)
+    with pytest.raises(BundleError, match="changed after export"):
+        Bundle.open(bundle_copy)
+
+
+def test_newer_foreign_and_broken_manifests(bundle_copy, tmp_path):
+    edit(bundle_copy, lambda document: document.update(format_version=2), reseal=False)
+    with pytest.raises(BundleError, match=r"version 2; this levi-deploy reads version 1\. Upgrade"):
+        Bundle.open(bundle_copy)
+    (bundle_copy / "levi.json").write_text('{"name": "something else"}')
+    with pytest.raises(BundleError, match="no format_version"):
+        Bundle.open(bundle_copy)
+    (bundle_copy / "levi.json").write_text('{"format_version": 1, ')
+    with pytest.raises(BundleError, match="not valid JSON"):
+        Bundle.open(bundle_copy)
+    with pytest.raises(BundleError, match="no such folder"):
+        Bundle.open(tmp_path / "nowhere")
+
+
+def test_a_run_is_not_a_bundle(run):
+    with pytest.raises(BundleError, match="training run: 'levi export' makes a bundle"):
+        Bundle.open(run.folder)
+
+
+# The digests can be made right again by whoever changes a file; the golden rows still tell.
+
+
+def test_the_proof_catches_changed_labels(bundle_copy):
+    edit(bundle_copy, lambda document: document["labels"].reverse(), reseal=True)
+    with pytest.raises(ParityError, match="predictions have another name: golden row 0 is"):
+        verify(bundle_copy)
+
+
+def test_the_proof_catches_another_tokenizer(bundle_copy):
+    path = bundle_copy / "tokenizer.json"
+    document = json.loads(path.read_text())
+    words = document["model"]["vocab"]
+    words["kettle"], words["lamp"] = words["lamp"], words["kettle"]
+    path.write_text(json.dumps(document))
+    reseal(bundle_copy)
+    with pytest.raises(ParityError, match="tokenizer gives other token ids for"):
+        verify(bundle_copy)
+
+
+def test_the_proof_catches_changed_weights(bundle_copy):
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(bundle_copy / "model.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("ensemble.heads.0") and tensor.name.endswith("bias"):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 1e-2, tensor.name))
+    (bundle_copy / "model.onnx.data").unlink()
+    onnx.save(model, bundle_copy / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    reseal(bundle_copy)
+    with pytest.raises(ParityError, match=r"largest error .* of the logits' spread, allowed 1e-04"):
+        verify(bundle_copy)
+
+
+def test_the_proof_catches_renamed_outputs(bundle_copy):
+    import onnx
+
+    model = onnx.load(bundle_copy / "model.onnx", load_external_data=False)
+    for node in model.graph.node:
+        node.output[:] = ["scores" if name == "head_logits" else name for name in node.output]
+        node.input[:] = ["scores" if name == "head_logits" else name for name in node.input]
+    model.graph.output[1].name = "scores"
+    onnx.save(model, bundle_copy / "model.onnx")
+    reseal(bundle_copy)
+    with pytest.raises(ParityError, match=r"its outputs are \['logits', 'scores'\], expected"):
+        verify(bundle_copy)
+
+
+def test_an_untouched_bundle_verifies(bundle):
+    certificate = verify(bundle)
+    assert certificate["worst_scaled_error"] < 1e-5
+    assert certificate["rows"]["agreement"] == 1
+    assert {(shape["batch"], shape["length"]) for shape in certificate["shapes"]} == {
+        (batch, length) for batch in (1, 2, 7, 32) for length in (1, 2, 6, 24, 48)
+    }
+    assert {shape["padded"] for shape in certificate["shapes"]} == {True, False}
+
+
+def test_golden_rows_hold_nothing_pickled(bundle, runner):
+    with np.load(bundle / "golden.npz", allow_pickle=False) as file:
+        assert len(dict(file)) > 10
+    golden = Golden.load(bundle / "golden.npz", runner.preprocessor.settings)
+    assert len(golden.rows) == len(golden.predictions) == len(golden.encoded) > 20

@@ -1,0 +1,114 @@
+"""Taps are computed once: equal to the backbone's hidden states, reused, keyed by all they depend on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from levi_deploy.model.backbone import Backbone, save_tokenizer
+from levi_deploy.model.pooling import FixedPooling
+from levi_deploy.training import taps as module
+from levi_deploy.training.taps import compute
+from levi_serving.errors import LeviError, UsageError
+from levi_serving.preprocess import TextPreprocessor
+
+
+@pytest.fixture(scope="module")
+def loaded(backbone):
+    return Backbone.load(str(backbone), lambda _: (0, 2, 4))
+
+
+@pytest.fixture(scope="module")
+def encoded(backbone, texts, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    settings = save_tokenizer(str(backbone), path, column="text", max_length=20)
+    return TextPreprocessor(path, settings).encode(texts[:60])
+
+
+def direct(loaded, encoded, row):
+    feeds = {name: torch.from_numpy(array) for name, array in encoded.batch([row]).items()}
+    with torch.inference_mode():
+        return loaded(**feeds), feeds["attention_mask"]
+
+
+def test_token_taps_are_the_hidden_states(loaded, encoded, tmp_path):
+    stored = compute(loaded, encoded, "attention", folder=tmp_path)
+    rows = np.asarray([3, 50, 7])
+    batch = stored.batch(rows)
+    for place, (row, length) in enumerate(zip(rows, encoded.lengths[rows], strict=True)):
+        hidden, _ = direct(loaded, encoded, row)
+        for tap, expected in zip(batch, hidden, strict=True):
+            torch.testing.assert_close(tap[place, :length], expected[0], atol=5e-3, rtol=2e-3)  # float16
+            assert tap[place, length:].abs().sum() == 0, "padding is zero"
+    left = replace(stored, encoded=replace(encoded, settings=replace(encoded.settings, padding_side="left")))
+    for tap, moved in zip(batch, left.batch(rows), strict=True):
+        for place, length in enumerate(encoded.lengths[rows]):
+            assert torch.equal(moved[place, tap.shape[1] - length :], tap[place, :length])
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first", "last"])
+def test_fixed_taps_are_pooled(loaded, encoded, tmp_path, pooling):
+    stored = compute(loaded, encoded, pooling, folder=tmp_path)
+    for row in (0, 11, 59):
+        hidden, mask = direct(loaded, encoded, row)
+        for tap, states in zip(stored.batch(np.asarray([row])), hidden, strict=True):
+            torch.testing.assert_close(tap, FixedPooling(pooling, 32)(states, mask), atol=1e-5, rtol=1e-5)
+
+
+def count_batches(monkeypatch):
+    calls = []
+    forward = Backbone.forward
+    monkeypatch.setattr(Backbone, "forward", lambda self, *a, **k: calls.append(1) or forward(self, *a, **k))
+    return calls
+
+
+def test_they_are_computed_once_and_keyed(loaded, backbone, encoded, tmp_path, monkeypatch):
+    calls = count_batches(monkeypatch)
+    first = compute(loaded, encoded, "mean", folder=tmp_path)
+    assert calls
+    calls.clear()
+    again = compute(loaded, encoded, "mean", folder=tmp_path)
+    assert not calls
+    np.testing.assert_array_equal(first.values, again.values)
+    other_weights = Backbone.load(str(backbone), lambda _: (0, 2, 4))
+    other_weights.identity = replace(other_weights.identity, digest="another")
+    fewer = type(encoded)(encoded.ids[: encoded.offsets[30]], encoded.offsets[:31], encoded.settings)
+    for model, rows, pooling in (
+        (loaded, encoded, "first"),
+        (loaded, fewer, "mean"),
+        (other_weights, encoded, "mean"),
+        (Backbone.load(str(backbone), lambda _: (0, 2, 3)), encoded, "mean"),
+    ):
+        calls.clear()
+        compute(model, rows, pooling, folder=tmp_path)
+        assert calls, "what differs is computed anew"
+    assert len(list((tmp_path / "taps").iterdir())) == 5
+
+
+def test_an_interruption_leaves_nothing_half_done(loaded, encoded, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_BATCH_TOKENS", 64)
+    seen = []
+
+    def stop(done, total):
+        seen.append(done)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compute(loaded, encoded, "mean", folder=tmp_path, progress=stop)
+    assert list((tmp_path / "taps").iterdir()) == []
+    assert np.isfinite(compute(loaded, encoded, "mean", folder=tmp_path).values).all()
+
+
+def test_what_cannot_be_stored_is_said(loaded, encoded, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("U", (), {"free": 10}))
+    with pytest.raises(UsageError, match=r"The taps of 60 rows need .* Point LEVI_CACHE to a larger disk"):
+        compute(loaded, encoded, "mean", folder=tmp_path)
+    monkeypatch.undo()
+    forward = Backbone.forward
+    monkeypatch.setattr(Backbone, "forward", lambda self, *a, **k: [h * 1e6 for h in forward(self, *a, **k)])
+    with pytest.raises(LeviError, match="too large for float16"):
+        compute(loaded, encoded, "attention", folder=tmp_path)
