@@ -14,7 +14,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,12 +258,16 @@ def predict_file(
     parts = _Parts(output, writes, errors)
     skipped = parts.begin(job, resume=resume, overwrite=overwrite)
     predicted, failed = parts.predicted, parts.failed
-    for window in _ahead(reading(skipped)):
-        if skipped and window.last < window.first:
-            continue  # nothing was left to read
-        parts.add(window, answers(window))
-        predicted, failed = predicted + len(window.chunk.numbers), failed + len(window.bad)
-        tell(predicted, failed, window.fraction)
+    try:
+        for window in _ahead(reading(skipped)):
+            if skipped and window.last < window.first:
+                continue  # nothing was left to read
+            parts.add(window, answers(window))
+            predicted, failed = predicted + len(window.chunk.numbers), failed + len(window.bad)
+            tell(predicted, failed, window.fraction)
+    except BaseException:
+        parts.leave()
+        raise
     where = parts.end(failed)
     return Summary(predicted, failed, skipped, time.perf_counter() - started, output, where)
 
@@ -375,7 +379,7 @@ class _Parts:
         if self._output.parent != Path() and not self._output.parent.is_dir():
             raise UsageError(f"There is no folder {self._output.parent} to write {self._output.name} in.")
         self._folder.mkdir(exist_ok=True)
-        _whole(left, json.dumps(job, indent=1).encode())
+        _whole(left, [json.dumps(job, indent=1).encode()])
         return 0
 
     def _parts(self) -> list[Path]:
@@ -385,19 +389,24 @@ class _Parts:
         """Keep one window. Its failed rows come first: the part's own name is what says that it is done."""
         counts = (window.first, window.last, len(window.chunk.numbers), len(window.bad))
         part = self._folder / ("-".join(f"{count:012d}" for count in counts) + ".part")
-        _whole(part.with_suffix(".bad"), b"".join(row.to_json() for row in window.bad))
+        _whole(part.with_suffix(".bad"), (row.to_json() for row in window.bad))
         aside = part.with_suffix(".aside")
         with aside.open("wb") as file:
             self._format.write(file, window.chunk, added, header=True)
             _sync(file)
         aside.replace(part)
 
+    def leave(self) -> None:
+        """Stop early: what was done stays for ``resume``; where nothing was, nothing stays."""
+        if not self._parts():
+            shutil.rmtree(self._folder)
+
     def end(self, failed: int) -> Path | None:
         """Join the parts as OUTPUT and remove them. Returns the errors file, if there is one."""
         parts = self._parts()
         errors = self._errors or self._output.with_name(self._output.name + ".errors.jsonl")
         if failed or self._errors:
-            _whole(errors, *(part.with_suffix(".bad").read_bytes() for part in parts))
+            _whole(errors, (part.with_suffix(".bad").read_bytes() for part in parts))
         else:
             errors.unlink(missing_ok=True)  # of an earlier run: it would be taken for this one's
         aside = self._folder / "joined.aside"
@@ -409,7 +418,7 @@ class _Parts:
         return errors if failed or self._errors else None
 
 
-def _whole(path: Path, *blocks: bytes) -> None:
+def _whole(path: Path, blocks: Iterable[bytes]) -> None:
     """Write a file aside and rename it: it is whole or it is not there."""
     aside = path.with_name(path.name + ".aside")
     with aside.open("wb") as file:

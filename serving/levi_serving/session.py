@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from levi_serving.errors import BundleError, LeviError, MissingExtraError, ProviderError
+from levi_serving.errors import BundleError, LeviError, MissingExtraError, ProviderError, UsageError
 from levi_serving.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -69,11 +69,14 @@ class Session:
         threads: of one run; the usable cores when None.
 
     Raises:
+        UsageError: there is no such device.
         ProviderError: the device's provider is not there or did not start. There is no quiet fall-back.
         BundleError: the file is no graph that this onnxruntime loads.
     """
 
     def __init__(self, model: Path, *, device: Device = "auto", threads: int | None = None) -> None:
+        if device not in get_args(Device):
+            raise UsageError(f"The device is {device!r}; expected {', '.join(get_args(Device))}.")
         there = providers()
         import onnxruntime
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -80,7 +81,18 @@ def test_the_whole_path(levi, table, backbone, cache, tmp_path):
     assert float(row["probability_negative"]) + float(row["probability_positive"]) == pytest.approx(1, abs=1e-5)
 
     code, out, _ = levi(
-        "bench", bundle, "--length", "8,16", "--duration", "0.2", "--quick", "--against", "torch", "--run", run, "--json"
+        "bench",
+        bundle,
+        "--length",
+        "8,16",
+        "--duration",
+        "0.2",
+        "--quick",
+        "--against",
+        "torch",
+        "--run",
+        run,
+        "--json",
     )
     report = json.loads(out)
     assert (code, report["verdict"], len(report["workloads"])) == (0, "QUICK", 2)
@@ -202,7 +214,9 @@ def test_internal_errors_say_so_and_show_a_traceback_when_asked(levi, bundle, mo
 
 
 def test_pipes_in_a_shell(bundle):
-    answer = shell("predict", bundle, "-", "-o", "-", input='{"text": "a good lamp"}\n{"text": ""}\n{"text": "a desk"}\n')
+    answer = shell(
+        "predict", bundle, "-", "-o", "-", input='{"text": "a good lamp"}\n{"text": ""}\n{"text": "a desk"}\n'
+    )
     assert answer.returncode == 6
     assert [json.loads(line)["text"] for line in answer.stdout.splitlines()] == ["a good lamp", "a desk"]
     first, *_, last = answer.stderr.splitlines()
@@ -217,17 +231,18 @@ def test_pipes_in_a_shell(bundle):
 def test_a_reader_that_leaves_ends_the_command_quietly(bundle, table):
     rows = "".join(json.dumps({"text": "a good lamp"}) + "\n" for _ in range(20_000))
     process = subprocess.Popen(
-        [*LEVI, "predict", bundle, "-", "-o", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*LEVI, "predict", bundle, "-", "-o", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     process.stdin.write(rows[: len(rows) // 2].encode())
     process.stdin.flush()
     process.stdout.readline()
     process.stdout.close()
-    try:
-        process.stdin.write(rows[len(rows) // 2 :].encode())
-        process.stdin.close()
-    except BrokenPipeError:
-        pass
+    for act in (lambda: process.stdin.write(rows[len(rows) // 2 :].encode()), process.stdin.close):
+        with contextlib.suppress(BrokenPipeError):
+            act()
     complaint = process.stderr.read().decode()
     process.stderr.close()
     process.wait(timeout=60)
