@@ -112,7 +112,7 @@ class TrainingConfig:
 
     epochs: int = 10
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     weight_decay: float = 0.01
     patience: int = 3
     head_weights: tuple[float, ...] = ()

@@ -1,0 +1,79 @@
+"""The walls of the house: what may import what, and what the packages offer."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "transformers", "onnx", "onnxscript", "optimum", "safetensors", "typer", "levi_deploy", "levi_export"}
+OFFERED = {
+    "levi_serving": ["Bundle", "LeviError", "Predictions", "Runner", "predict_file", "verify"],
+    "levi_serving.bench": ["Measurement", "Report", "Target", "Workload", "fixed", "offline", "real", "single"],
+    "levi_deploy.model": ["Backbone", "Ensemble", "Levi", "Reference"],
+    "levi_deploy.training": ["Run", "branch_alone", "linear_probe", "train"],
+    "levi_deploy.evaluation": ["evaluate", "metrics"],
+    "levi_export": ["export"],
+}
+
+
+def modules():
+    for root in ("levi_deploy", "levi_export", "levi_serving"):
+        package = importlib.import_module(root)
+        for found in pkgutil.walk_packages(package.__path__, root + "."):
+            yield found.name
+
+
+def loaded_after(code):
+    script = f"import sys\n{code}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_serving_loads_nothing_of_torch(bundle):
+    """Not on import, and not when it predicts."""
+    assert "numpy" in loaded_after("import levi_serving")
+    assert not HEAVY & loaded_after("import levi_serving")
+    used = loaded_after(f"from levi_serving import Runner; Runner({str(bundle)!r}).predict(['a good lamp'])")
+    assert "onnxruntime" in used
+    assert not HEAVY & used
+
+
+def test_the_check_of_directions_can_fail(tmp_path):
+    """A planted import of torch in serving is found."""
+    for folder in ("levi_deploy", "export", "serving", "pyproject.toml"):
+        copy = shutil.copytree if (ROOT / folder).is_dir() else shutil.copyfile
+        copy(ROOT / folder, tmp_path / folder)
+    with (tmp_path / "serving/levi_serving/batching.py").open("a") as file:
+        file.write("\nimport torch\n")
+    paths = f"{tmp_path}:{tmp_path / 'export'}:{tmp_path / 'serving'}"
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-logo", "--no-cache"],
+        cwd=tmp_path, env={"PYTHONPATH": paths, "PATH": "/usr/bin"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "levi_serving.batching -> torch" in done.stdout
+
+
+@pytest.mark.parametrize("package", OFFERED)
+def test_what_a_package_offers(package):
+    assert importlib.import_module(package).__all__ == OFFERED[package]
+
+
+def test_every_listed_name_exists_and_is_documented():
+    seen = 0
+    for name in modules():
+        module = importlib.import_module(name)
+        assert module.__doc__, name
+        for public in getattr(module, "__all__", ()):
+            thing = getattr(module, public)
+            seen += 1
+            if callable(thing) and getattr(thing, "__module__", "").startswith("levi_"):
+                assert thing.__doc__, f"{name}.{public}"
+    assert seen > 50
