@@ -9,17 +9,30 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from levi_serving.errors import UsageError
 
-__all__ = ["Config", "DataConfig", "ModelConfig", "Pooling", "TaskChoice", "TrainingConfig"]
+__all__ = ["BRANCHES", "Config", "DataConfig", "ModelConfig", "Pooling", "TaskChoice", "TrainingConfig"]
 
 T = TypeVar("T")
 
+BRANCH_GROUP = "levi_deploy.branches"
+"""The entry points that add branches by name."""
+
 Pooling = Literal["attention", "mean", "first", "last"]
-BranchName = Literal["mlp", "none"]
+BRANCHES = {
+    "mlp": ("text",),
+    "cnn": ("text", "image"),
+    "gru": ("text",),
+    "transformer": ("text",),
+    "tabular": ("numeric", "categorical"),
+    "graph": ("nodes",),
+}
+"""The branches that are built in, and which of a row's columns each can read."""
+
 TaskChoice = Literal["auto", "classification", "multilabel", "regression"]
 
 
@@ -33,34 +46,43 @@ class ModelConfig:
             1 … L with the last layer in, or ``all`` (0 … L). An empty list is the branch alone.
         pooling: how a tap's tokens become one vector; ``attention`` learns queries, the others are fixed.
         queries: learned queries of each tap, for attention pooling.
-        branch: the small model trained from scratch; ``none`` leaves it out.
-        branch_width: S, the width of a stage.
-        branch_depth: M, the number of stages.
-        branch_embedding: width of the branch's own token embeddings.
+        branches: the small models trained from scratch, by name or import string; an empty list leaves
+            them out, None takes one that fits each input of the rows.
+        branch_width: S, the width of a stage of one branch.
+        branch_depth: M, the number of stages; the branch's own choice when None.
+        branch_embedding: width of a branch's own embeddings.
         branch_dropout: share of a branch stage dropped in training.
         head_hidden: hidden units of an adapting layer; 0 makes it linear.
         head_dropout: share of an adapting layer's inputs dropped in training.
         average: whether the heads' logits or their probabilities are averaged.
         max_length: the most tokens of a row.
+        image_size: height and width of an image in pixels; the backbone's own when None.
     """
 
     backbone: str = "sentence-transformers/all-MiniLM-L6-v2"
     taps: tuple[int, ...] | int | Literal["all"] = 3
     pooling: Pooling = "attention"
     queries: int = 4
-    branch: BranchName = "mlp"
+    branches: tuple[str, ...] | None = None
     branch_width: int = 64
-    branch_depth: int = 3
+    branch_depth: int | None = None
     branch_embedding: int = 64
     branch_dropout: float = 0.3
     head_hidden: int = 128
     head_dropout: float = 0.1
     average: Literal["logits", "probabilities"] = "logits"
     max_length: int = 256
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
-        _positive(self, "queries", "branch_width", "branch_depth", "branch_embedding", "max_length")
+        _positive(self, "queries", "branch_width", "branch_depth", "branch_embedding", "max_length", "image_size")
         _share(self, "branch_dropout", "head_dropout")
+        for name in self.branches or ():
+            if name not in BRANCHES and ":" not in name and not metadata.entry_points(group=BRANCH_GROUP, name=name):
+                raise UsageError(
+                    f"There is no branch {name!r}; known are {', '.join(BRANCHES)}, or an import string as "
+                    "package.module:Class."
+                )
         if self.head_hidden < 0:
             raise UsageError(f"head_hidden is {self.head_hidden}; expected 0 (linear) or more.")
         if isinstance(self.taps, int) and self.taps < 1:
@@ -70,7 +92,7 @@ class ModelConfig:
                 raise UsageError(
                     f"taps are {list(self.taps)}; expected different depths from 0 upwards, in rising order."
                 )
-            if not self.taps and self.branch == "none":
+            if not self.taps and self.branches == ():
                 raise UsageError("There are no taps and no branch, so nothing reads the input; give one of them.")
 
     def depths(self, depth: int) -> tuple[int, ...]:
@@ -107,6 +129,10 @@ class TrainingConfig:
         weight_decay: AdamW's, on matrices only.
         patience: epochs without a better validation loss before training stops.
         head_weights: w_1 … w_K, one for each head's loss; equal when empty.
+        class_weights: ``balanced`` weighs each class by the inverse of its share of the training rows.
+        augment: ``flip-crop`` shows image branches a mirrored and shifted image at random. The backbone
+            always sees the image as it is, so its stored taps stay right.
+        calibrate: divide the average's logits by one temperature, fitted on ID validation.
         seed: of every random choice.
     """
 
@@ -116,6 +142,9 @@ class TrainingConfig:
     weight_decay: float = 0.01
     patience: int = 3
     head_weights: tuple[float, ...] = ()
+    class_weights: Literal["none", "balanced"] = "none"
+    augment: Literal["none", "flip-crop"] = "flip-crop"
+    calibrate: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -131,7 +160,13 @@ class DataConfig:
     """Which columns and rows of a table are learned from.
 
     Attributes:
-        text: the column with the text.
+        text: the column with the text; ``text`` when neither a text nor an image is named.
+        text_pair: the column with the second text of a pair.
+        image: the column with the image: a file's bytes or its path, from where the table lies.
+        numeric: columns of numbers, for a ``tabular`` branch.
+        categorical: columns of names, likewise.
+        nodes: two id columns, as a user and an item, for a ``graph`` branch.
+        edges: a table with those two columns, a row an edge; the training rows when None.
         target: the column with the answer.
         task: what kind of answer; ``auto`` tells from the values.
         split_column: the column that says which rows are which.
@@ -139,12 +174,36 @@ class DataConfig:
         validation_split: its value on in-distribution validation rows.
     """
 
-    text: str = "text"
+    text: str | None = None
+    text_pair: str | None = None
+    image: str | None = None
+    numeric: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    edges: str | None = None
     target: str = "label"
     task: TaskChoice = "auto"
     split_column: str | None = None
     train_split: str = "train"
     validation_split: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is None and self.image is None:
+            object.__setattr__(self, "text", "text")
+        if self.text_pair is not None and self.text is None:
+            raise UsageError(f"text_pair is {self.text_pair!r}, but there is no first text. Give --text too.")
+        if self.nodes and len(self.nodes) != 2:
+            raise UsageError(f"nodes are {list(self.nodes)}; expected two columns, as a user's and an item's id.")
+        if self.edges is not None and not self.nodes:
+            raise UsageError("edges are given, but no node columns. Give --nodes USER,ITEM too.")
+        if self.target in self.inputs:
+            raise UsageError(f"The column {self.target!r} is the target, so it cannot be an input as well.")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The columns a row is read from, each once."""
+        alone = [name for name in (self.text, self.text_pair, self.image) if name is not None]
+        return tuple(dict.fromkeys([*alone, *self.numeric, *self.categorical, *self.nodes]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +213,13 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        for name in self.model.branches or ():
+            reads = BRANCHES.get(name)
+            if reads is not None and not any(getattr(self.data, column) for column in reads):
+                options = " or ".join(f"--{column}" for column in reads)
+                raise UsageError(f"The branch {name!r} does not fit: it reads what {options} names, and none is given.")
 
     @classmethod
     def read(cls, path: Path | None, **flags: Mapping[str, Any]) -> Self:
@@ -214,7 +280,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
             return tuple(_coerce(name, item, get_args(option)[0]) for item in value)
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
-        if option in (int, str) and type(value) is option:
+        if option in (bool, int, str) and type(value) is option:
             return value
         if option is type(None) and value is None:
             return value
@@ -229,13 +295,13 @@ def _in_words(options: tuple[Any, ...]) -> str:
         elif get_origin(option) is tuple:
             words.append("a list")
         elif option is not type(None):
-            words.append({int: "a whole number", float: "a number", str: "a text"}[option])
+            words.append({bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[option])
     return " or ".join(words)
 
 
 def _positive(config: Any, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:
+        if getattr(config, name) is not None and not getattr(config, name) > 0:
             raise UsageError(f"{name} is {getattr(config, name)}; expected more than 0.")
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from levi_deploy.config import DataConfig
 from levi_serving.errors import TableError, UsageError
 from levi_serving.predictions import Task
-from levi_serving.tables import read_columns
+from levi_serving.tables import located, read_columns
 
 __all__ = ["Dataset", "encode_targets", "learn", "read"]
 
@@ -34,7 +34,7 @@ class Dataset:
     """N rows of a table.
 
     Attributes:
-        rows: N texts as mappings, by the text column.
+        rows: N mappings from input column to cell; paths of files are found from where the table lies.
         targets: N raw values as read.
         columns: further columns by name, N values each.
         digest: SHA-256 over rows and targets.
@@ -62,48 +62,60 @@ def _dataset(rows: list[dict[str, object]], targets: list[object], columns: dict
     return Dataset(rows=rows, targets=targets, columns=columns, digest=digest)
 
 
-def read(path: Path, *, text: str, target: str, further: Sequence[str] = ()) -> Dataset:
+def read(
+    path: Path,
+    *,
+    inputs: Sequence[str],
+    target: str,
+    texts: Sequence[str] = (),
+    files: Sequence[str] = (),
+    further: Sequence[str] = (),
+) -> Dataset:
     """Read a whole table for learning or evaluation; every row must be usable.
 
     Args:
-        path: CSV, TSV, JSONL or Parquet.
-        text: the column with the text.
+        path: CSV, TSV, JSONL, Parquet, or a folder of images with one folder a class.
+        inputs: the columns a model reads.
         target: the column with the answer.
+        texts: those of ``inputs`` that must hold a text.
+        files: those of ``inputs`` that hold files or their paths.
         further: other columns that are needed.
 
     Raises:
         TableError: the file, a column or a row cannot be used; the first such row is named.
         UsageError: there is no such file.
     """
-    table = read_columns(path, list(dict.fromkeys([text, target, *further])))
+    table = read_columns(path, list(dict.fromkeys([*inputs, target, *further])))
     if table.bad:
         raise TableError(
             f"{path}: {len(table.bad)} rows cannot be read, first row {table.bad[0].row}: {table.bad[0].reason} "
             "Learning and evaluation need every row: mend or remove them."
         )
     values = table.values
-    numbered = zip(table.numbers, values[text], values[target], strict=True)
-    wrong = [
-        (number, text if not _is_text(cell) else target)
-        for number, cell, answer in numbered
-        if not _is_text(cell) or _is_missing(answer)
-    ]
-    if wrong:
+    lacks = {
+        name: [n for n, cell in enumerate(values[name]) if not (_is_text(cell) if name in texts else _is_there(cell))]
+        for name in (*texts, *files, target)
+    }
+    if wrong := {n: name for name, places in lacks.items() for n in places}:
+        first = min(wrong)
         raise TableError(
-            f"{path}: {len(wrong)} rows lack a value, first row {wrong[0][0]} in column {wrong[0][1]!r}. "
+            f"{path}: {len(wrong)} rows lack a value, first row {table.numbers[first]} in column {wrong[first]!r}. "
             "Learning and evaluation need every row: mend or remove them."
         )
-    if not values[text]:
+    if not values[target]:
         raise TableError(f"{path} has no rows.")
-    return _dataset([{text: cell} for cell in values[text]], values[target], {n: values[n] for n in further})
+    for name in files:
+        values[name] = located(values[name], path)
+    rows = [dict(zip(inputs, cells, strict=True)) for cells in zip(*(values[name] for name in inputs), strict=True)]
+    return _dataset(rows, values[target], {name: values[name] for name in further})
 
 
 def _is_text(cell: object) -> bool:
     return isinstance(cell, str) and bool(cell.strip())
 
 
-def _is_missing(answer: object) -> bool:
-    return answer is None or answer == "" or (isinstance(answer, float) and math.isnan(answer))
+def _is_there(cell: object) -> bool:
+    return cell is not None and cell not in ("", b"") and not (isinstance(cell, float) and math.isnan(cell))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +149,9 @@ def learn(path: Path, data: DataConfig, *, validation: Path | None = None, seed:
     if validation is not None and data.split_column is not None:
         raise UsageError("Both a split column and a validation file were given; give one of them.")
     further = [data.split_column] if data.split_column else []
-    table = read(path, text=data.text, target=data.target, further=further)
+    table = _read(path, data, further)
     if validation is not None:
-        train, held_out = table, read(validation, text=data.text, target=data.target)
+        train, held_out = table, _read(validation, data)
         source = validation.name
     elif data.split_column is not None:
         train, held_out, source = _split(table, data, path)
@@ -159,6 +171,12 @@ def learn(path: Path, data: DataConfig, *, validation: Path | None = None, seed:
     for part in (train, held_out):
         encode_targets(part.targets, task, labels, column=data.target)
     return Learning(train=train, validation=held_out, task=task, labels=labels, validation_from=source)
+
+
+def _read(path: Path, data: DataConfig, further: Sequence[str] = ()) -> Dataset:
+    texts = [name for name in (data.text, data.text_pair) if name is not None]
+    files = [data.image] if data.image else []
+    return read(path, inputs=data.inputs, target=data.target, texts=texts, files=files, further=further)
 
 
 def _split(table: Dataset, data: DataConfig, path: Path) -> tuple[Dataset, Dataset, str]:

@@ -91,8 +91,7 @@ def demo(
     summary = predict_file(runner, data, output / "predictions.csv", all_probabilities=True)
 
     tell("6/6 Measuring latency, side by side with torch.")
-    texts = [row["text"] for row in runs["LEVI"].samples]
-    workloads = bench.fixed(runner.preprocessor, texts, batch_sizes=[1, 8], lengths=[32])
+    workloads = bench.fixed(runner.preprocessor, runs["LEVI"].samples, batch_sizes=[1, 8], lengths=[32])
     targets: list[bench.Target] = [runner, runs["LEVI"].reference()]
     measured = [bench.single(targets, workload, duration_s=2.0) for workload in workloads]
     report = bench.Report(measured, targets, quick=True)

@@ -53,18 +53,20 @@ def backbone(tmp_path_factory) -> Path:
 
 
 def write_table(path: Path, *, rows: int = 400, seed: int = 0) -> Path:
-    """Short texts whose words tell the label; splits train, id_val, ood_test; a score for regression."""
+    """Short texts whose words tell the label; splits train, id_val, ood_test; further columns."""
     draw = random.Random(seed)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["text", "label", "score", "topics", "split"])
+        writer.writerow(["text", "label", "score", "topics", "split", "price", "shop", "user", "item"])
         for n in range(rows):
             label = ("negative", "positive")[n % 2]
             words = draw.choices(FILLER, k=draw.randint(1, 25)) + draw.choices(WORDS[label], k=2)
             draw.shuffle(words)
             topics = "|".join(sorted({word for word in words if word in ("kettle", "lamp", "tent")}))
             split = ("train", "train", "train", "id_val", "ood_test")[n // 2 % 5]
-            writer.writerow([" ".join(words), label, f"{n % 2 * 3 + draw.random():.3f}", topics or "kettle", split])
+            score = f"{n % 2 * 3 + draw.random():.3f}"
+            further = [f"{n % 7}.5" if n % 10 else "", ("north", "south", "east")[n % 3], f"u{n % 11}", f"i{n % 17}"]
+            writer.writerow([" ".join(words), label, score, topics or "kettle", split, *further])
     return path
 
 

@@ -11,19 +11,23 @@ class Echo:
     name = "echo"
     fingerprint = "echo-1"
     columns = ("text",)
+    files = ()
 
     def __init__(self, *, run_s: float = 0.0, prepare_s: float = 0.0) -> None:
         self.run_s, self.prepare_s = run_s, prepare_s
 
-    def problem(self, row):
-        text = row["text"]
-        if not isinstance(text, str) or not text.strip():
-            return "column 'text' is empty; expected a text."
-        return "the text is bad." if "bad" in text else None
-
-    def prepare(self, rows):
+    def prepare(self, rows, *, bad=None):
         time.sleep(self.prepare_s)
-        return [row["text"] if isinstance(row, dict) else row for row in rows]
+        texts = []
+        for n, row in enumerate(rows):
+            text = row["text"] if isinstance(row, dict) else row
+            if bad is not None and (not isinstance(text, str) or not text.strip()):
+                bad[n] = "column 'text' is empty; expected a text."
+            elif bad is not None and "bad" in text:
+                bad[n] = "the text is bad."
+            else:
+                texts.append(text)
+        return texts
 
     def run(self, prepared):
         time.sleep(self.run_s)

@@ -32,7 +32,7 @@ from levi_deploy.training.fit import Examples, predict
 from levi_deploy.training.taps import compute
 from levi_serving.bench.environment import environment
 from levi_serving.predictions import Outputs, finish
-from levi_serving.preprocess import TextPreprocessor
+from levi_serving.preprocess import Preprocessor
 
 PAGE = Path(__file__).parents[2] / "docs" / "amazon_reviews.md"
 SENTENCES = "MR"  # Rotten Tomatoes; the other unseen domains are goods
@@ -90,7 +90,7 @@ def compared(work: Path, seeds: int) -> str:
     methods = {
         "LEVI": levi,
         "LEVI, mean pooling": replace(levi, pooling="mean"),
-        "taps without branch": replace(levi, branch="none"),
+        "taps without branch": replace(levi, branches=()),
         "linear probe": linear_probe(levi, depth),
         "branch alone": branch_alone(levi),
     }
@@ -111,9 +111,9 @@ def compared(work: Path, seeds: int) -> str:
 
 def measured(run: Run, work: Path) -> dict[str, Any]:
     """Accuracy in and out of distribution, from stored taps."""
-    table = read(work / "reviews.parquet", text="text", target="label", further=["split", "domain"])
+    table = read(work / "reviews.parquet", inputs=["text"], target="label", further=["split", "domain"])
     splits, domains = np.asarray(table.columns["split"]), np.asarray(table.columns["domain"])
-    preprocessor = TextPreprocessor(run.tokenizer, run.text)
+    preprocessor = Preprocessor(run.folder, run.preprocessing)
     ensemble = run.ensemble()
     backbone = Backbone.load(run.config.model.backbone, lambda _: run.taps) if run.taps else None
     result: dict[str, Any] = {

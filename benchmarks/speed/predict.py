@@ -23,7 +23,7 @@ from levi_serving.bundle import GOLDEN
 from levi_serving.parity import Golden
 
 IMPORTS = ["pass", "import numpy, tokenizers", "import levi_serving"]
-BUDGETS = [1024, 2048, 4096, 8192]
+BUDGETS = [256, 512, 1024, 2048, 4096, 8192]
 
 
 def main() -> None:

@@ -27,12 +27,14 @@ from levi_deploy.demo import find_backbone
 from levi_deploy.demo_data import write_reviews
 from levi_deploy.model import Backbone, Ensemble
 from levi_deploy.model.backbone import save_tokenizer
+from levi_deploy.training.checkpoint import build
 from levi_deploy.training.fit import Examples, fit
 from levi_deploy.training.taps import Taps, compute
 from levi_serving.batching import plan
 from levi_serving.bench.environment import environment
 from levi_serving.bench.stats import ratio
-from levi_serving.preprocess import Encoded, TextPreprocessor
+from levi_serving.preprocess import Encoded, Preprocessing, Preprocessor
+from levi_serving.text import TextSettings, Tokens
 
 FIXED_ROWS, EPOCHS, ROWS = 20_000, 10, 256
 
@@ -44,15 +46,14 @@ def main() -> None:
     source = find_backbone()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        preprocessor = TextPreprocessor(
-            folder / "tokenizer.json",
-            save_tokenizer(source, folder / "tokenizer.json", column="text", max_length=256),
-        )
+        text = save_tokenizer(source, folder / "tokenizer.json", column="text", max_length=256)
+        preprocessor = Preprocessor(folder, Preprocessing(text=text))
         encoded = preprocessor.encode(texts(folder, ROWS))
         backbone = Backbone.load(source, lambda _: (2, 4, 6))
         print(heading(encoded))
         print("| what | result |\n|---|---|")
-        print(f"| {EPOCHS} epochs over {FIXED_ROWS:,} rows, mean pooling, taps stored | {fixed(backbone, folder)} |")
+        time_fixed = fixed(backbone, preprocessor.settings, folder)
+        print(f"| {EPOCHS} epochs over {FIXED_ROWS:,} rows, mean pooling, taps stored | {time_fixed} |")
         for line in against_fine_tuning(source, backbone, encoded, folder, rounds):
             print(line)
         print(against_inference(source, backbone, encoded, folder, rounds))
@@ -79,7 +80,8 @@ def configuration(pooling: str, *, epochs: int) -> Config:
 
 def ensemble(config: Config, backbone: Backbone) -> Ensemble:
     torch.manual_seed(0)
-    return Ensemble(config.model, backbone.identity, taps=backbone.taps, task="classification", outputs=2)
+    rows = Preprocessing(text=TextSettings())
+    return build(config.model, backbone.identity, rows, backbone.taps, task="classification", outputs=2)
 
 
 def train(config: Config, backbone: Backbone, examples: Examples, held_out: Examples, folder: Path) -> float:
@@ -90,28 +92,27 @@ def train(config: Config, backbone: Backbone, examples: Examples, held_out: Exam
     return time.perf_counter() - started
 
 
-def fixed(backbone: Backbone, folder: Path) -> str:
+def fixed(backbone: Backbone, settings: Preprocessing, folder: Path) -> str:
     """Taps of random values: the cost does not depend on them."""
     draw = np.random.default_rng(0)
     config = configuration("mean", epochs=EPOCHS)
-    settings = TextPreprocessor(
-        folder / "tokenizer.json",
-        save_tokenizer(find_backbone(), folder / "tokenizer.json", column="text", max_length=256),
-    ).settings
     rows = [draw.integers(1000, 30000, size=n).tolist() for n in draw.integers(20, 256, size=FIXED_ROWS)]
-    encoded = Encoded.of(rows, settings)
-    taps = Taps(draw.standard_normal((FIXED_ROWS, 3, 384), dtype=np.float32), encoded, True)
+    assert settings.text is not None
+    encoded = Encoded(settings, Tokens.of(rows, settings.text))
+    taps = Taps([draw.standard_normal((FIXED_ROWS, 384), dtype=np.float32) for _ in range(3)], encoded, True)
     examples = Examples(encoded, taps, draw.integers(0, 2, size=FIXED_ROWS))
     return f"{train(config, backbone, examples, examples_of(examples, 256), folder):.1f} s"
 
 
 def examples_of(examples: Examples, count: int) -> Examples:
     """The first rows, as a small validation set."""
-    encoded = Encoded.of([examples.encoded.row(n).tolist() for n in range(count)], examples.encoded.settings)
+    tokens = examples.encoded.tokens
     assert examples.taps is not None
-    values = (
-        examples.taps.values[:count] if examples.taps.fixed else examples.taps.values[:, : int(encoded.offsets[-1])]
-    )
+    assert tokens is not None
+    fewer = Tokens.of([tokens.row(n).tolist() for n in range(count)], tokens.settings)
+    encoded = Encoded(examples.encoded.settings, fewer)
+    end = count if examples.taps.fixed else int(fewer.offsets[-1])
+    values = [tap[:end] for tap in examples.taps.values]
     return Examples(encoded, Taps(values, encoded, examples.taps.fixed), examples.targets[:count])
 
 
@@ -166,7 +167,8 @@ def against_inference(source: str, backbone: Backbone, encoded: Encoded, folder:
         return time.perf_counter() - started
 
     ours, theirs = interleaved(taps, inference, rounds)
-    rate = f"{len(encoded.ids) / median(ours):,.0f} and {len(encoded.ids) / median(theirs):,.0f} tokens/s"
+    tokens = int(encoded.lengths.sum())
+    rate = f"{tokens / median(ours):,.0f} and {tokens / median(theirs):,.0f} tokens/s"
     found = in_words(ratio(ours, theirs))
     return f"| computing and storing taps: plain inference's time ÷ ours, same batches | {found}; {rate} |"
 

@@ -12,23 +12,37 @@ import logging
 import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import onnx_ir as ir
 import torch
-from optimum.utils import DummyTextInputGenerator, NormalizedTextConfig
+from optimum.utils import (
+    DummyTextInputGenerator,
+    DummyVisionInputGenerator,
+    NormalizedTextConfig,
+    NormalizedVisionConfig,
+)
 
 from levi_deploy.model import Levi
 from levi_serving.bundle import Tensor
 from levi_serving.errors import ParityError
+from levi_serving.preprocess import Encoded, Preprocessing
 
-__all__ = ["INPUTS", "OPSET", "convert", "outputs"]
+__all__ = ["OPSET", "convert", "inputs", "outputs"]
 
 OPSET = 20
+_TEXT = ("input_ids", "attention_mask", "token_type_ids")
 
-INPUTS = (
-    Tensor(name="input_ids", dtype="int64", shape=("batch", "sequence")),
-    Tensor(name="attention_mask", dtype="int64", shape=("batch", "sequence")),
-)
+
+def inputs(levi: Levi, preprocessing: Preprocessing) -> tuple[Tensor, ...]:
+    """The graph's inputs: those that any part of the model reads of such rows."""
+    declared = []
+    blank = Encoded.blank(preprocessing, rows=2).batch([0, 1])
+    for name in levi.inputs:
+        if name in blank:
+            shape = ("sequence",) if name in _TEXT else blank[name].shape[1:]
+            declared.append(Tensor(name=name, dtype=blank[name].dtype.name, shape=("batch", *shape)))
+    return tuple(declared)
 
 
 def outputs(*, heads: int, classes: int) -> tuple[Tensor, ...]:
@@ -39,49 +53,73 @@ def outputs(*, heads: int, classes: int) -> tuple[Tensor, ...]:
     )
 
 
-def convert(levi: Levi, *, vocabulary: int) -> ir.Model:
+def convert(levi: Levi, preprocessing: Preprocessing) -> ir.Model:
     """Trace a model into one graph with a symbolic batch and sequence.
 
     Args:
         levi: in evaluation mode; its backbone's attention is switched to the eager form.
-        vocabulary: how many token ids there are.
+        preprocessing: what the rows have.
 
     Raises:
         ParityError: torch cannot trace this model.
     """
     # Sizes of 1 in tracing would be taken for constants: the graph would be wrong at every other size.
-    generator = DummyTextInputGenerator(
-        "feature-extraction",
-        NormalizedTextConfig(SimpleNamespace(vocab_size=vocabulary)),
-        batch_size=2,
-        sequence_length=16,
-    )
-    example = {tensor.name: generator.generate(tensor.name, int_dtype=tensor.dtype) for tensor in INPUTS}
+    names = inputs(levi, preprocessing)
+    example = _example(preprocessing)
     if levi.backbone is not None:
         levi.backbone.model.set_attn_implementation("eager")  # type: ignore[operator]
-    dynamic = {tensor.name: dict(enumerate(tensor.shape)) for tensor in INPUTS}
+    dynamic = {
+        tensor.name: {n: size for n, size in enumerate(tensor.shape) if isinstance(size, str)} for tensor in names
+    }
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 levi,
-                kwargs=example,
+                kwargs={tensor.name: torch.from_numpy(example[tensor.name]) for tensor in names},
                 dynamo=True,
                 dynamic_shapes=dynamic,
-                input_names=[tensor.name for tensor in INPUTS],
+                input_names=[tensor.name for tensor in names],
                 output_names=[tensor.name for tensor in outputs(heads=1, classes=1)],
                 opset_version=OPSET,
                 optimize=True,
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = _innermost(error)
             raise ParityError(
-                f"torch cannot trace this model into a graph: {reason} Nothing was written. "
+                f"torch cannot trace this model into a graph: {reason}. Nothing was written. "
                 "Choose another backbone or branch, and report this one."
             ) from error
     if program is None:
         raise ParityError("torch's exporter gave no graph. Nothing was written.")
     return program.model
+
+
+def _innermost(error: BaseException) -> str:
+    """What went wrong at the bottom: the exporter's own message only names its steps."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{type(error).__name__}: {lines[0]}".rstrip(".")
+
+
+def _example(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Two rows of random tokens and pixels, as optimum draws them, beside blank further columns."""
+    example: dict[str, Any] = Encoded.blank(preprocessing, rows=2, tokens=16).batch([0, 1])
+    text = DummyTextInputGenerator(
+        "feature-extraction", NormalizedTextConfig(SimpleNamespace(vocab_size=2)), batch_size=2, sequence_length=16
+    )
+    for name in _TEXT:
+        if name in example:
+            example[name] = text.generate(name, framework="np", int_dtype="int64")
+    if image := preprocessing.image:
+        pixels = DummyVisionInputGenerator(
+            "feature-extraction",
+            NormalizedVisionConfig(SimpleNamespace(num_channels=3, image_size=(image.height, image.width))),
+            batch_size=2,
+        )
+        example["pixel_values"] = pixels.generate("pixel_values", framework="np", float_dtype="fp32")
+    return example
 
 
 @contextlib.contextmanager

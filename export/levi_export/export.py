@@ -17,12 +17,13 @@ import torch
 from levi_deploy.model import Levi
 from levi_deploy.training.checkpoint import Run
 from levi_export.card import card
-from levi_export.convert import INPUTS, OPSET, convert, outputs
+from levi_export.convert import OPSET, convert, inputs, outputs
 from levi_export.graph import Structure, check, clean
 from levi_export.verify import golden
-from levi_serving.bundle import CARD, CERTIFICATE, GOLDEN, GRAPH, TOKENIZER, WEIGHTS, Bundle, Graph, Manifest
+from levi_serving.bundle import CARD, CERTIFICATE, GOLDEN, GRAPH, WEIGHTS, Bundle, Graph, Manifest
 from levi_serving.errors import ParityError, UsageError
 from levi_serving.parity import TOLERANCE, replay
+from levi_serving.preprocess import TOKENIZER
 from levi_serving.runner import Runner
 
 __all__ = ["export"]
@@ -83,26 +84,28 @@ def export(
 
 def _write(trained: Run, levi: Levi, folder: Path, tell: Progress) -> Bundle:
     tell("tracing the graph")
-    model = convert(levi, vocabulary=trained.backbone.vocabulary)
+    model = convert(levi, trained.preprocessing)
     clean(model)
     answers = outputs(heads=len(levi.ensemble.heads), classes=len(trained.labels))
-    structure = check(model, inputs=INPUTS, outputs=answers, weights=_bytes(levi))
+    asked = inputs(levi, trained.preprocessing)
+    structure = check(model, inputs=asked, outputs=answers, weights=_bytes(levi))
     ir.save(model, folder / GRAPH, external_data=WEIGHTS)
     try:
         onnx.checker.check_model(str(folder / GRAPH), full_check=True)
     except onnx.checker.ValidationError as error:
         raise ParityError(f"onnx finds the graph invalid: {error}. Nothing was written.") from error
-    shutil.copyfile(trained.tokenizer, folder / TOKENIZER)
+    if trained.preprocessing.text is not None:
+        shutil.copyfile(trained.folder / TOKENIZER, folder / TOKENIZER)
     (folder / "config.json").write_text(json.dumps(_config(trained, levi), indent=1) + "\n", encoding="utf-8")
     manifest = Manifest(
         task=trained.task,
         labels=trained.labels,
-        text=trained.text,
-        inputs=INPUTS,
+        preprocessing=trained.preprocessing,
+        inputs=asked,
         outputs=answers,
         average=trained.config.model.average,
         taps=trained.taps,
-        model=_described(trained, structure),
+        model=_described(trained, levi, structure),
         graphs=(Graph(opset=OPSET),),
         provenance={
             **trained.record,
@@ -128,18 +131,18 @@ def _bytes(levi: Levi) -> int:
     return sum(t.numel() * t.element_size() for t in levi.state_dict(keep_vars=True).values())
 
 
-def _described(trained: Run, structure: Structure) -> dict[str, Any]:
+def _described(trained: Run, levi: Levi, structure: Structure) -> dict[str, Any]:
     model = trained.config.model
     return {
         "backbone": {
             "name": trained.backbone.name,
             "digest": trained.backbone.digest,
             "layers": trained.backbone.depth,
-            "width": trained.backbone.width,
+            "widths": trained.backbone.widths,
         },
         "pooling": model.pooling,
         "queries": model.queries if model.pooling == "attention" else 0,
-        "branch": model.branch,
+        "branches": [type(branch).__name__ for branch in levi.ensemble.branches],
         "head_hidden": model.head_hidden,
         "parameters": trained.record["parameters"],
         "nodes": structure.nodes,

@@ -6,6 +6,7 @@ The judge is ``levi_serving.parity.replay``, through the runner that serves, at 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from levi_deploy.model import Reference
 from levi_serving.parity import Case, Golden
 from levi_serving.predictions import Outputs, table
 from levi_serving.preprocess import Encoded, Row
+from levi_serving.text import TextSettings, Tokens
 
 __all__ = ["golden"]
 
@@ -31,35 +33,44 @@ def golden(reference: Reference, rows: Sequence[Row]) -> Golden:
     alone = [reference.answer(encoded.batch([n])) for n in range(len(encoded))]
     outputs = Outputs(np.concatenate([one.logits for one in alone]), np.concatenate([one.head_logits for one in alone]))
     predictions = table(reference.finish(outputs), task=reference.task, labels=reference.labels)["prediction"]
-    cases = [Case(feeds, reference.answer(feeds)) for feeds in _shapes(encoded)]
+    cases = [Case(feeds, chosen, reference.answer(feeds)) for feeds, chosen in _shapes(encoded)]
     return Golden(rows, encoded, outputs, predictions, cases)
 
 
-def _shapes(encoded: Encoded) -> Iterator[dict[str, NDArray[np.int64]]]:
-    """Batches of 1, 2, 7 and 32 rows × lengths from one token to the maximum, whole and padded."""
-    longest = encoded.settings.max_length
-    stream = encoded.ids  # real tokens, row after row
+def _shapes(encoded: Encoded) -> Iterator[tuple[dict[str, NDArray[Any]], NDArray[np.int64]]]:
+    """Batches of 1, 2, 7 and 32 rows; texts from one token to the maximum, whole and padded."""
+    others = Encoded(encoded.settings, None, encoded.arrays) if encoded.arrays else None
     place = 0
+    for batch in BATCHES:
+        for text in _texts(encoded.tokens, batch) if encoded.tokens is not None else [{}]:
+            rows = np.arange(place, place + batch) % len(encoded)
+            place += batch
+            yield text | (others.batch(rows) if others is not None else {}), rows
+
+
+def _texts(tokens: Tokens, batch: int) -> Iterator[dict[str, NDArray[np.int64]]]:
+    """One batch size's texts at each length: all of it, and shorter ones padded."""
+    longest = tokens.settings.max_length
+    place = batch  # another start for each batch size
     for length in sorted({1, 2, max(1, longest // 8), max(1, longest // 2), longest}):
-        for batch in BATCHES:
-            shares = np.linspace(1, 0.2, batch) if batch > 1 else np.asarray([0.7])
-            for lengths in {
-                (length,) * batch,
-                tuple(max(1, round(length * share)) for share in shares),
-            }:
-                rows = []
-                for tokens in lengths:
-                    rows.append(np.take(stream, range(place, place + tokens), mode="wrap").tolist())
-                    place += tokens
-                feeds = Encoded.of(rows, encoded.settings).batch(range(batch))
-                if batch == 1 and lengths[0] < length:
-                    feeds = _widened(feeds, length, encoded)
-                yield feeds
+        shares = np.linspace(1, 0.2, batch) if batch > 1 else np.asarray([0.7])
+        for lengths in {(length,) * batch, tuple(max(1, round(length * share)) for share in shares)}:
+            rows = []
+            for count in lengths:
+                rows.append(np.take(tokens.ids, range(place, place + count), mode="wrap").tolist())
+                place += count
+            types = (
+                None if tokens.types is None else [[int(2 * n >= len(row)) for n in range(len(row))] for row in rows]
+            )
+            feeds = Tokens.of(rows, tokens.settings, types).batch(np.arange(batch))
+            yield _widened(feeds, length, tokens.settings) if lengths[0] < length else feeds
 
 
-def _widened(feeds: dict[str, NDArray[np.int64]], length: int, encoded: Encoded) -> dict[str, NDArray[np.int64]]:
+def _widened(feeds: dict[str, NDArray[np.int64]], length: int, settings: TextSettings) -> dict[str, NDArray[np.int64]]:
     """Pad a single row to ``length``, as if a longer row stood beside it."""
     missing = length - feeds["input_ids"].shape[1]
-    before_after = (0, missing) if encoded.settings.padding_side == "right" else (missing, 0)
-    fill = {"input_ids": encoded.settings.pad_id, "attention_mask": 0}
-    return {name: np.pad(array, ((0, 0), before_after), constant_values=fill[name]) for name, array in feeds.items()}
+    before_after = (0, missing) if settings.padding_side == "right" else (missing, 0)
+    fill = {"input_ids": settings.pad_id}
+    return {
+        name: np.pad(array, ((0, 0), before_after), constant_values=fill.get(name, 0)) for name, array in feeds.items()
+    }

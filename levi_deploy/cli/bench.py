@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from levi_deploy.cli.options import Device, Json, Threads, existing, option, show
+from levi_deploy.cli.options import Device, Json, Threads, existing, option, renamed, show
 
 
 def command(
@@ -42,11 +42,11 @@ def command(
     from levi_serving.session import Device as DeviceName
 
     runner = Runner(bundle, device=cast("DeviceName", device), threads=threads)
-    texts = _texts(runner, data, text)
+    rows = _rows(runner, data, text)
     if lengths:
-        workloads = bench.fixed(runner.preprocessor, texts, batch_sizes=sizes, lengths=lengths)
+        workloads = bench.fixed(runner.preprocessor, rows, batch_sizes=sizes, lengths=lengths)
     else:
-        workloads = bench.real(texts, batch_sizes=sizes if scenario == "single" else [1])
+        workloads = bench.real(rows, batch_sizes=sizes if scenario == "single" else [1])
     targets: list[Any] = [runner]
     if against:
         targets.append(_other(against, run, backbone, device, threads, runner.session.threads))
@@ -71,22 +71,25 @@ def _numbers(name: str, text: str) -> list[int]:
     return numbers
 
 
-def _texts(runner: Any, data: Path | None, column: str | None) -> list[str]:
-    """Real texts: of a file, or the bundle's own golden rows."""
+def _rows(runner: Any, data: Path | None, text: str | None) -> list[dict[str, object]]:
+    """Real rows: of a file, or the bundle's own golden rows."""
     from levi_serving.bundle import GOLDEN
     from levi_serving.errors import UsageError
     from levi_serving.parity import Golden
-    from levi_serving.tables import read_columns
+    from levi_serving.tables import located, read_columns
 
-    own = runner.columns[0]
     if data is None:
-        rows = Golden.load(runner.bundle.folder / GOLDEN, runner.preprocessor.settings).rows
-        return [row if isinstance(row, str) else str(row[own]) for row in rows]
-    cells = read_columns(data, [column or own]).values[column or own]
-    texts = [cell for cell in cells if runner.problem({own: cell}) is None]
-    if not texts:
-        raise UsageError(f"{data} has no row with a text in column {column or own!r}.")
-    return cast("list[str]", texts)
+        golden = Golden.load(runner.bundle.folder / GOLDEN, runner.preprocessor.settings).rows
+        return [dict(row) for row in cast("Any", golden)]
+    wanted = renamed(runner.columns, runner.preprocessor.settings, text=text)
+    values = read_columns(data, list(wanted.values())).values
+    cells = {own: located(values[name], data) if own in runner.files else values[name] for own, name in wanted.items()}
+    rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+    bad: dict[int, str] = {}
+    runner.prepare(rows, bad=bad)
+    if len(bad) == len(rows):
+        raise UsageError(f"{data} has no row that can be used; of the first: {bad[0] if bad else 'there is none'}")
+    return [row for n, row in enumerate(rows) if n not in bad]
 
 
 def _other(against: str, run: Path | None, backbone: str | None, device: str, threads: int | None, cores: int) -> Any:

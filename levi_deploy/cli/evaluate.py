@@ -12,8 +12,9 @@ from levi_deploy.cli.options import Device, Json, existing, option, progress, sh
 
 def command(
     model: Annotated[Path, typer.Argument(help="A run or a bundle.")],
-    data: Annotated[Path, typer.Argument(help="Rows with answers: CSV, TSV, JSONL or Parquet.")],
+    data: Annotated[Path, typer.Argument(help="Rows with answers: CSV, TSV, JSONL, Parquet, or a folder of images.")],
     text: Annotated[str | None, option("--text", help="Column with the text [the model's].")] = None,
+    image: Annotated[str | None, option("--image", help="Column with the image [the model's].")] = None,
     target: Annotated[str | None, option("--target", help="Column with the answer [the model's].")] = None,
     split: Annotated[
         list[str] | None, option("--split", help="Only rows with this value of the split column; repeatable.")
@@ -34,6 +35,7 @@ def command(
             model,
             data,
             text=text,
+            image=image,
             target=target,
             splits=split or (),
             split_column=split_column,

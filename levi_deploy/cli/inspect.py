@@ -29,17 +29,21 @@ def command(
             "bytes": bundle.size,
             "certificate": read_certificate(model),
         }
-        show(document, as_json=as_json, human=lambda: _bundle(document))
+        show(document, as_json=as_json, human=lambda: _bundle(document, bundle.manifest.preprocessing.in_words))
         return
     from levi_deploy.training import Run
 
     run = Run.open(model)
     document = {
         "kind": "run",
-        **{name: value for name, value in vars(run).items() if name not in ("config", "folder", "backbone", "text")},
+        **{
+            name: value
+            for name, value in vars(run).items()
+            if name not in ("config", "folder", "backbone", "preprocessing")
+        },
         "config": run.config.to_dict(),
         "backbone": dataclasses.asdict(run.backbone),
-        "text": dataclasses.asdict(run.text),
+        "preprocessing": dataclasses.asdict(run.preprocessing),
     }
     show(document, as_json=as_json, human=lambda: _run(document))
 
@@ -50,7 +54,7 @@ def _model(taps: Any, labels: Any, backbone: Any, width: int, layers: int, model
     heads = "linear" if not model["head_hidden"] else f"{model['head_hidden']} hidden units"
     lines = [f"  backbone  {backbone}: {layers} layers, width {width}, frozen, {frozen:,} parameters"]
     lines += [f"    tap {tap:<4} {model['pooling']} pooling, read by head {k + 1}" for k, tap in enumerate(taps)]
-    lines.append(f"  branch    {model['branch']}, trained from scratch")
+    lines += [f"  branch    {branch}, trained from scratch" for branch in model["branches"] or ()]
     lines.append(
         f"  heads     {max(1, len(taps))} adapting layers, {heads}, {len(labels)} outputs; averaged as "
         f"{model.get('average', 'logits')}"
@@ -68,13 +72,13 @@ def _metrics(record: Any) -> list[str]:
     return lines
 
 
-def _bundle(document: dict[str, Any]) -> str:
+def _bundle(document: dict[str, Any], reads: str) -> str:
     model, certificate = document["model"], document["certificate"]
     backbone = model["backbone"]
     lines = [
         f"LEVI bundle, {document['task']}: {', '.join(document['labels'])}",
         *_model(
-            document["taps"], document["labels"], backbone["name"], backbone["width"], backbone["layers"],
+            document["taps"], document["labels"], backbone["name"], backbone["widths"][-1], backbone["layers"],
             {**model, "average": document["average"]}, model["parameters"],
         ),
         "",
@@ -82,7 +86,7 @@ def _bundle(document: dict[str, Any]) -> str:
         *(f"  {graph['file']}: {graph['precision']}, opset {graph['opset']}" for graph in document["graphs"]),
         *(f"  in  {t['name']} {t['dtype']} {list(t['shape'])}" for t in document["inputs"]),
         *(f"  out {t['name']} {t['dtype']} {list(t['shape'])}" for t in document["outputs"]),
-        f"Text: column {document['text']['column']!r}, at most {document['text']['max_length']} tokens",
+        f"Reads: {reads}",
         f"Proof: largest error {certificate['worst_scaled_error']:.1e} of the logits' spread, "
         f"{certificate['rows']['count']} rows, {len(certificate['shapes'])} shapes",
         "",
@@ -99,7 +103,7 @@ def _run(document: dict[str, Any]) -> str:
     lines = [
         f"LEVI training run, {document['task']}: {', '.join(document['labels'])}",
         *_model(
-            document["taps"], document["labels"], backbone["name"], backbone["width"], backbone["depth"],
+            document["taps"], document["labels"], backbone["name"], backbone["widths"][-1], backbone["depth"],
             document["config"]["model"], record["parameters"],
         ),
         "",

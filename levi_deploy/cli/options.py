@@ -73,6 +73,24 @@ def progress() -> Iterator[Callable[[str, float, float], None]]:
         yield tell
 
 
+def renamed(own: Sequence[str], settings: Any, *, text: str | None = None, image: str | None = None) -> dict[str, str]:
+    """The input's column for each of the model's, where text or image has another name there.
+
+    Raises:
+        UsageError: a name is given for what the model does not read.
+    """
+    result = {name: name for name in own}
+    for option, given, part in (("--text", text, settings.text), ("--image", image, settings.image)):
+        if given is None:
+            continue
+        if part is None:
+            from levi_serving.errors import UsageError
+
+            raise UsageError(f"{option} names a column, but this model reads {', '.join(map(repr, own))}.")
+        result[part.column] = given
+    return result
+
+
 def existing(path: Path, what: str) -> Path:
     """A path that must be there.
 

@@ -7,14 +7,17 @@ from typing import Annotated, cast
 
 import typer
 
-from levi_deploy.cli.options import Device, Json, Overwrite, Threads, existing, option, progress
+from levi_deploy.cli.options import Device, Json, Overwrite, Threads, existing, option, progress, renamed
 
 
 def command(
     bundle: Annotated[Path, typer.Argument(help="A bundle.")],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="CSV, TSV, JSONL, Parquet, or - for a pipe.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="CSV, TSV, JSONL, Parquet, a folder of images, or - for a pipe.")
+    ],
     output: Annotated[Path, option("--output", "-o", help="Likewise.")],
     text: Annotated[str | None, option("--text", help="The input's column with the text [the model's].")] = None,
+    image: Annotated[str | None, option("--image", help="The input's column with the image [the model's].")] = None,
     heads: Annotated[bool, option("--heads", help="Also each head's own prediction.")] = False,
     all_probabilities: Annotated[bool, option("--all-probabilities", help="Also each class's probability.")] = False,
     prefix: Annotated[str, option("--prefix", help="Put before the new columns' names.")] = "",
@@ -27,8 +30,10 @@ def command(
     overwrite: Overwrite = False,
     input_format: Annotated[str | None, option("--input-format", help="csv, tsv, jsonl or parquet.")] = None,
     output_format: Annotated[str | None, option("--output-format", help="csv, tsv, jsonl or parquet.")] = None,
-    window_rows: Annotated[int, option("--window-rows", help="Rows in memory at a time.", min=1)] = 4096,
-    max_batch_tokens: Annotated[int, option("--max-batch-tokens", help="Most padded tokens of a batch.", min=1)] = 2048,
+    window_rows: Annotated[
+        int | None, option("--window-rows", help="Rows in memory at a time [4096; 256 with images].", min=1)
+    ] = None,
+    max_batch_tokens: Annotated[int, option("--max-batch-tokens", help="Most padded tokens of a batch.", min=1)] = 1024,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -45,7 +50,7 @@ def command(
             runner,
             None if source == pipe else source,
             None if output == pipe else output,
-            columns={runner.columns[0]: text} if text else None,
+            columns=renamed(runner.columns, runner.preprocessor.settings, text=text, image=image),
             heads=heads,
             all_probabilities=all_probabilities,
             prefix=prefix,

@@ -11,9 +11,17 @@ from levi_deploy.cli.options import Json, Overwrite, existing, option, progress,
 
 
 def command(
-    data: Annotated[Path, typer.Argument(help="Training rows: CSV, TSV, JSONL or Parquet.")],
+    data: Annotated[
+        Path, typer.Argument(help="Training rows: CSV, TSV, JSONL, Parquet, or a folder of images, one folder a class.")
+    ],
     output: Annotated[Path, option("--output", "-o", help="The run's folder.")],
     text: Annotated[str | None, option("--text", help="Column with the text [text].")] = None,
+    text_pair: Annotated[str | None, option("--text-pair", help="Column with the second text of a pair.")] = None,
+    image: Annotated[str | None, option("--image", help="Column with images: paths, or bytes in Parquet.")] = None,
+    numeric: Annotated[str | None, option("--numeric", help="Columns of numbers, as price,weight.")] = None,
+    categorical: Annotated[str | None, option("--categorical", help="Columns of names, as shop,colour.")] = None,
+    nodes: Annotated[str | None, option("--nodes", help="Two id columns, as user_id,item_id.")] = None,
+    edges: Annotated[str | None, option("--edges", help="A table of the graph's edges [the training rows].")] = None,
     target: Annotated[str | None, option("--target", help="Column with the answer [label].")] = None,
     task: Annotated[
         str | None,
@@ -32,15 +40,29 @@ def command(
     ] = None,
     pooling: Annotated[str | None, option("--pooling", help="attention, mean, first or last.")] = None,
     queries: Annotated[int | None, option("--queries", help="Learned queries of a tap.")] = None,
-    branch: Annotated[str | None, option("--branch", help="mlp or none.")] = None,
+    branch: Annotated[
+        list[str] | None,
+        option(
+            "--branch",
+            help="mlp, cnn, gru, transformer, tabular, graph, or package.module:Class; repeatable; or none "
+            "[one that fits each input].",
+        ),
+    ] = None,
+    branch_width: Annotated[int | None, option("--branch-width", help="Width of a branch's stages [64].")] = None,
     head_hidden: Annotated[int | None, option("--head-hidden", help="Hidden units of a head; 0: linear.")] = None,
     average: Annotated[str | None, option("--average", help="logits or probabilities.")] = None,
     max_length: Annotated[int | None, option("--max-length", help="Most tokens of a row.")] = None,
+    image_size: Annotated[int | None, option("--image-size", help="Pixels of an image's side.")] = None,
     epochs: Annotated[int | None, option("--epochs", help="Most passes over the rows.")] = None,
     batch_size: Annotated[int | None, option("--batch-size", help="Rows in a step.")] = None,
     learning_rate: Annotated[float | None, option("--learning-rate", help="AdamW's, at its highest.")] = None,
     weight_decay: Annotated[float | None, option("--weight-decay", help="AdamW's.")] = None,
     patience: Annotated[int | None, option("--patience", help="Epochs without improvement.")] = None,
+    class_weights: Annotated[str | None, option("--class-weights", help="none or balanced.")] = None,
+    augment: Annotated[str | None, option("--augment", help="flip-crop or none, for image branches.")] = None,
+    calibrate: Annotated[
+        bool | None, option("--calibrate/--no-calibrate", help="Fit a temperature on validation [yes].")
+    ] = None,
     seed: Annotated[int | None, option("--seed", help="Of every random choice.")] = None,
     config: Annotated[
         Path | None, option("--config", help="TOML with [model], [training], [data]; flags go before it.")
@@ -60,10 +82,12 @@ def command(
             "taps": parse_taps(taps),
             "pooling": pooling,
             "queries": queries,
-            "branch": branch,
+            "branches": None if branch is None else tuple(name for name in branch if name != "none"),
+            "branch_width": branch_width,
             "head_hidden": head_hidden,
             "average": average,
             "max_length": max_length,
+            "image_size": image_size,
         },
         training={
             "epochs": epochs,
@@ -71,10 +95,19 @@ def command(
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
             "patience": patience,
+            "class_weights": class_weights,
+            "augment": augment,
+            "calibrate": calibrate,
             "seed": seed,
         },
         data={
             "text": text,
+            "text_pair": text_pair,
+            "image": image,
+            "numeric": _names(numeric),
+            "categorical": _names(categorical),
+            "nodes": _names(nodes),
+            "edges": edges,
             "target": target,
             "task": task,
             "split_column": split_column,
@@ -102,6 +135,10 @@ def command(
         as_json=as_json,
         human=lambda: _human(run, record),
     )
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def parse_taps(text: str | None) -> Any:

@@ -12,6 +12,7 @@ from levi_deploy.dataset import encode_targets, read
 from levi_deploy.evaluation.metrics import metrics
 from levi_serving.errors import UsageError
 from levi_serving.predictions import Outputs, Predictions, Task, finish
+from levi_serving.preprocess import Preprocessing
 from levi_serving.session import Device
 
 __all__ = ["evaluate"]
@@ -26,6 +27,7 @@ def evaluate(
     data: Path,
     *,
     text: str | None = None,
+    image: str | None = None,
     target: str | None = None,
     splits: Sequence[str] = (),
     split_column: str = "split",
@@ -40,6 +42,7 @@ def evaluate(
         model: a run or a bundle.
         data: the table.
         text: column with the text; the model's own when None.
+        image: column with the image; likewise.
         target: column with the answer; the model's own when None.
         splits: values of ``split_column``, each measured apart; all rows together when empty.
         split_column: tells rows apart.
@@ -55,19 +58,31 @@ def evaluate(
         UsageError: a split has no rows.
         TableError, BundleError, RunError, ProviderError: as the parts raise them.
     """
-    answer, task, labels, own_text, own_target = _model(model, backbone, device)
-    text, target = text or own_text, target or own_target
+    answer, task, labels, preprocessing, own_target = _model(model, backbone, device)
+    target = target or own_target
     further = ([split_column] if splits else []) + ([by] if by else [])
-    table = read(data, text=text, target=target, further=further)
+    names = {name: name for name in preprocessing.names}  # the model's: the table's
+    for part, given in ((preprocessing.text, text), (preprocessing.image, image)):
+        if part is not None and given is not None:
+            names[part.column] = given
+    table = read(
+        data,
+        inputs=list(names.values()),
+        target=target,
+        texts=[names[name] for name in (preprocessing.text.columns if preprocessing.text else ())],
+        files=[names[name] for name in preprocessing.files],
+        further=further,
+    )
     targets = encode_targets(table.targets, task, labels, column=target)
     chosen = _chosen(table.columns.get(split_column, []), splits, split_column, data, len(table))
     result: dict[str, Any] = {"model": model.name, "data": data.name, "task": task, "splits": {}}
     for split, rows in chosen.items():
-        outputs = _answers([{own_text: table.rows[n][text]} for n in rows], answer, split, progress)
+        own = [{name: table.rows[n][given] for name, given in names.items()} for n in rows]
+        outputs = _answers(own, answer, split, progress)
         groups = {"all": np.arange(len(rows))}
         if by:
-            names = np.asarray([str(table.columns[by][n]) for n in rows])
-            groups |= {name: np.flatnonzero(names == name) for name in sorted(set(names.tolist()))}
+            values = np.asarray([str(table.columns[by][n]) for n in rows])
+            groups |= {value: np.flatnonzero(values == value) for value in sorted(set(values.tolist()))}
         result["splits"][split] = {
             name: metrics(_take(outputs, members, task, labels), targets[rows[members]], task=task, labels=labels)
             for name, members in groups.items()
@@ -77,7 +92,7 @@ def evaluate(
 
 def _model(
     model: Path, backbone: str | None, device: str
-) -> tuple[Callable[[Sequence[Any]], Outputs], Task, tuple[str, ...], str, str]:
+) -> tuple[Callable[[Sequence[Any]], Outputs], Task, tuple[str, ...], Preprocessing, str]:
     """A function from rows to outputs, and what the answers mean."""
     if (model / "levi.json").is_file():
         from levi_serving.runner import Runner
@@ -88,7 +103,7 @@ def _model(
             lambda rows: runner.run(runner.prepare(rows)),
             runner.task,
             runner.labels,
-            runner.columns[0],
+            runner.preprocessor.settings,
             target,
         )
     from levi_deploy.training import Run
@@ -99,7 +114,7 @@ def _model(
         lambda rows: reference.run(reference.prepare(rows)),
         run.task,
         run.labels,
-        run.text.column,
+        run.preprocessing,
         run.config.data.target,
     )
 

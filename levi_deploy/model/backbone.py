@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from levi_serving.errors import UsageError
-from levi_serving.preprocess import TextSettings
+from levi_serving.text import TextSettings
 
 __all__ = ["Backbone", "Identity", "save_tokenizer"]
 
@@ -32,7 +32,7 @@ class Identity:
         name: the hub id, or the folder's own name: never a path of this machine.
         digest: SHA-256 over the names, shapes and values of all its weights, before any cut.
         depth: L, its layers.
-        width: D, of its hidden states.
+        widths: D of the hidden states at depths 0 … L.
         parameters: how many weights it has, before any cut.
         vocabulary: token ids it knows.
     """
@@ -40,9 +40,13 @@ class Identity:
     name: str
     digest: str
     depth: int
-    width: int
+    widths: tuple[int, ...]
     parameters: int
     vocabulary: int
+    modality: Literal["text", "image"] = "text"
+    causal: bool = False
+    type_vocabulary: int = 0
+    image_size: int | None = None
 
 
 class Backbone(nn.Module):
@@ -61,6 +65,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.identity = identity
         self.taps = taps
+        self.inputs: tuple[str, ...] = ("input_ids", "attention_mask")
         layers = _layers(model, identity)
         del layers[max(taps, default=0) :]
         self.model = model.requires_grad_(False).eval()
@@ -75,17 +80,16 @@ class Backbone(nn.Module):
         """Stay in evaluation mode: the backbone is frozen, its drop-out included."""
         return super().train(False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+    def forward(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Run the backbone once.
 
         Args:
-            input_ids: (B, T).
-            attention_mask: (B, T), 1 for real tokens.
+            inputs: by name; those of ``self.inputs`` are read.
 
         Returns:
             The hidden states of the K taps, (B, T, D) each.
         """
-        answer = self.model(input_ids=input_ids, attention_mask=attention_mask)
+        answer = self.model(**{name: inputs[name] for name in self.inputs if name in inputs})
         seen, self._seen = self._seen, {}
         return [seen.get(tap, answer.last_hidden_state) for tap in self.taps]
 
@@ -122,7 +126,7 @@ class Backbone(nn.Module):
             name=Path(source).name if Path(source).exists() else source,
             digest=_digest(model, missing),
             depth=int(config.num_hidden_layers),
-            width=int(config.hidden_size),
+            widths=(int(config.hidden_size),) * (1 + int(config.num_hidden_layers)),
             parameters=sum(p.numel() for p in model.parameters()),
             vocabulary=int(config.vocab_size),
         )
@@ -197,13 +201,14 @@ def _digest(model: nn.Module, missing: set[str]) -> str:
     return digest.hexdigest()
 
 
-def save_tokenizer(source: str, path: Path, *, column: str, max_length: int) -> TextSettings:
+def save_tokenizer(source: str, path: Path, *, column: str, max_length: int, pair: str | None = None) -> TextSettings:
     """Write the backbone's tokenizer as one ``tokenizer.json`` and say how it pads and cuts.
 
     Args:
         source: a hub id or a folder.
         path: where the file goes; padding and truncation are taken out of it.
         column: of the rows, with the text.
+        pair: of the rows, with the second text.
         max_length: the most tokens wanted.
 
     Returns:
@@ -229,6 +234,7 @@ def save_tokenizer(source: str, path: Path, *, column: str, max_length: int) -> 
     path.write_text(backend.to_str(), encoding="utf-8")
     return TextSettings(
         column=column,
+        pair=pair,
         max_length=max_length,
         pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
         padding_side="left" if tokenizer.padding_side == "left" else "right",

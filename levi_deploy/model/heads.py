@@ -19,7 +19,7 @@ class AdaptingHead(nn.Module):
 
     Args:
         tap_width: of the pooled tap; 0 when there is none.
-        stage_width: S of the branch stage; 0 when there is none.
+        stage_width: S of all branches' stages together; 0 when there is none.
         outputs: C.
         hidden: units of the one hidden layer; 0 makes it linear.
         dropout: share of the inputs dropped in training.
@@ -37,13 +37,11 @@ class AdaptingHead(nn.Module):
         else:
             self.net = nn.Linear(width, outputs)
 
-    def forward(self, tap: Tensor | None, stage: Tensor | None) -> Tensor:
-        """Read a pooled tap (B, R·D) and a stage (B, S), either of which may be None: (B, C)."""
-        parts = []
+    def forward(self, tap: Tensor | None, stages: list[Tensor]) -> Tensor:
+        """Read a pooled tap (B, R·D), None without a backbone, and a stage (B, S) of each branch: (B, C)."""
+        parts = list(stages)
         if self.norm is not None and tap is not None:
-            parts.append(self.norm(tap))
-        if stage is not None:
-            parts.append(stage)
+            parts.insert(0, self.norm(tap))
         result: Tensor = self.net(self.dropout(torch.cat(parts, dim=1)))
         return result
 
@@ -61,7 +59,9 @@ def average(head_logits: Tensor, of: Literal["logits", "probabilities"], task: T
     return F.logsigmoid(head_logits).logsumexp(dim=1) - F.logsigmoid(-head_logits).logsumexp(dim=1)
 
 
-def loss(head_logits: Tensor, targets: Tensor, task: Task, weights: Tensor) -> Tensor:
+def loss(
+    head_logits: Tensor, targets: Tensor, task: Task, weights: Tensor, class_weights: Tensor | None = None
+) -> Tensor:
     """The training loss Σ_k w_k · ℓ(a_k(x), y) / Σ_k w_k, a mean over rows.
 
     ℓ is cross-entropy, binary cross-entropy (multilabel) or squared error (regression).
@@ -71,15 +71,18 @@ def loss(head_logits: Tensor, targets: Tensor, task: Task, weights: Tensor) -> T
         targets: (B,) class numbers; (B, C) zeros and ones; (B,) values.
         task: what they are.
         weights: w_1 … w_K, (K,).
+        class_weights: of each class, (C,); of each label's presence (multilabel).
     """
-    losses = torch.stack([prediction_loss(logits, targets, task) for logits in head_logits.unbind(dim=1)])
+    losses = torch.stack(
+        [prediction_loss(logits, targets, task, class_weights) for logits in head_logits.unbind(dim=1)]
+    )
     return (weights * losses).sum() / weights.sum()
 
 
-def prediction_loss(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
-    """ℓ for one set of logits (B, C), a mean over rows."""
+def prediction_loss(logits: Tensor, targets: Tensor, task: Task, class_weights: Tensor | None = None) -> Tensor:
+    """ℓ for one set of logits (B, C), a mean over rows, weighed by class where weights are given."""
     if task == "classification":
-        return F.cross_entropy(logits, targets)
+        return F.cross_entropy(logits, targets, weight=class_weights)
     if task == "multilabel":
-        return F.binary_cross_entropy_with_logits(logits, targets)
+        return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=class_weights)
     return F.mse_loss(logits[:, 0], targets)

@@ -1,26 +1,32 @@
 """LEVI: layer-wise ensemble of different views (Roh et al., ICML 2024, arXiv 2402.04644).
 
-A frozen pre-trained backbone, a small branch trained from scratch, and K adapting layers that read
-both at several depths. The prediction is their average. One alphabet of shapes: B rows, T tokens,
-D backbone width, L backbone depth, K adapting layers, R vectors a pooled tap has, M stages of a
-branch, S branch width, C outputs.
+A frozen pre-trained backbone, small branches trained from scratch, and K adapting layers that read both
+at several depths. The prediction is their average. One alphabet of shapes: B rows, T tokens (or
+patches), D backbone width, L backbone depth, K adapting layers, R vectors a pooled tap has, M stages of
+a branch, S branch width, C outputs.
 
 This file knows how the parts fit together. It knows no files, no training and no export.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from levi_deploy.config import ModelConfig
-from levi_deploy.model.backbone import Backbone, Identity
-from levi_deploy.model.branches import branch
+from levi_deploy.model.backbone import Backbone
+from levi_deploy.model.branches import Branch, Facts, branch_names, make
 from levi_deploy.model.heads import AdaptingHead, average
 from levi_deploy.model.pooling import pooling
 from levi_serving.predictions import Task
 
-__all__ = ["Ensemble", "Levi"]
+__all__ = ["INPUTS", "Ensemble", "Levi"]
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values", "numeric", "categorical", "nodes")
+"""Every input a model can have, in the graph's order; a model declares those that its parts read."""
 
 
 class Levi(nn.Module):
@@ -28,41 +34,84 @@ class Levi(nn.Module):
 
     def __init__(self, backbone: Backbone | None, ensemble: Ensemble) -> None:
         super().__init__()
-        self.backbone = backbone  # None for the branch alone
+        self.backbone = backbone  # None for the branches alone
         self.ensemble = ensemble
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """From token ids and their mask, (B, T) each, to ``logits`` (B, C) and ``head_logits`` (B, K, C)."""
-        hidden = self.backbone(input_ids, attention_mask) if self.backbone is not None else []
-        logits, head_logits = self.ensemble(hidden, input_ids, attention_mask)
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the inputs that any part reads."""
+        read = set(self.backbone.inputs if self.backbone is not None else ())
+        for branch in self.ensemble.branches:
+            read.update(cast("Branch", branch).inputs)
+        return tuple(name for name in INPUTS if name in read)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        numeric: Tensor | None = None,
+        categorical: Tensor | None = None,
+        nodes: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Answer B rows.
+
+        Args:
+            input_ids: token ids, (B, T) int64.
+            attention_mask: (B, T) int64, 1 for real tokens.
+            token_type_ids: which text of a pair a token is of, (B, T) int64.
+            pixel_values: normalised images, (B, 3, height, width).
+            numeric: standardised columns, (B, n).
+            categorical: buckets, (B, m) int64.
+            nodes: a node of each side of the graph, (B, 2) int64.
+
+        Returns:
+            ``logits`` (B, C), the average, and ``head_logits`` (B, K, C).
+        """
+        given = (input_ids, attention_mask, token_type_ids, pixel_values, numeric, categorical, nodes)
+        inputs = {name: value for name, value in zip(INPUTS, given, strict=True) if value is not None}
+        hidden = self.backbone(inputs) if self.backbone is not None else []
+        logits, head_logits = self.ensemble(hidden, inputs)
         return logits.float(), head_logits.float()
 
 
 class Ensemble(nn.Module):
-    """All that trains: the taps' poolings, the branch, and the adapting layers whose mean is the prediction.
+    """All that trains: the taps' poolings, the branches, and the adapting layers whose mean is the prediction.
 
     It reads hidden states, so training on stored ones needs no backbone.
 
     Args:
         config: the architecture.
-        backbone: which backbone the taps come from.
-        taps: t_1 < … < t_K; none for the branch alone.
+        facts: what the branches are made for.
+        taps: t_1 < … < t_K; none for the branches alone.
+        widths: D of each tap.
+        masked: whether the taps' tokens are text, which is padded.
         task: classification, multilabel or regression.
         outputs: C.
     """
 
     def __init__(
-        self, config: ModelConfig, backbone: Identity, *, taps: tuple[int, ...], task: Task, outputs: int
+        self,
+        config: ModelConfig,
+        facts: Facts,
+        *,
+        taps: tuple[int, ...],
+        widths: tuple[int, ...],
+        masked: bool,
+        task: Task,
+        outputs: int,
     ) -> None:
         super().__init__()
-        self.config, self.taps, self.task = config, taps, task
-        self.branch = branch(config, vocabulary=backbone.vocabulary)
-        pools = [pooling(config.pooling, width=backbone.width, queries=config.queries) for _ in taps]
+        self.config, self.taps, self.task, self.masked = config, taps, task, masked
+        branches = [make(name, facts, config) for name in branch_names(config, facts)]
+        self.branches = nn.ModuleList(branches)
+        pools = [pooling(config.pooling, width=width, queries=config.queries) for width in widths]
         self.pools = nn.ModuleList(pools)
         self.heads = nn.ModuleList(
             AdaptingHead(
                 tap_width=pool.width if pool is not None else 0,
-                stage_width=self.branch.width if self.branch is not None else 0,
+                stage_width=sum(branch.width for branch in branches),
                 outputs=outputs,
                 hidden=config.head_hidden,
                 dropout=config.head_dropout,
@@ -74,41 +123,43 @@ class Ensemble(nn.Module):
         self.scale: Tensor
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
+        # Fitted on ID validation after training: softmax(logits / temperature) is calibrated (Guo et al. 2017).
+        self.temperature: Tensor
+        self.register_buffer("temperature", torch.ones(()))
 
-    def forward(self, hidden: list[Tensor], input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: list[Tensor], inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """From the taps' hidden states to the prediction.
 
         Args:
-            hidden: H_{t_1} … H_{t_K}, (B, T, D) each.
-            input_ids: (B, T), for the branch.
-            attention_mask: (B, T), 1 for real tokens.
+            hidden: H_{t_1} … H_{t_K}, (B, T, D) each; an image's T and D may differ between taps.
+            inputs: the rows' inputs by name, for the branches; ``attention_mask`` for pooling text.
 
         Returns:
             ``logits`` (B, C), the average, and ``head_logits`` (B, K, C).
         """
-        return self.combine(self.pool(hidden, attention_mask), input_ids, attention_mask)
+        return self.combine(self.pool(hidden, inputs), inputs)
 
-    def pool(self, hidden: list[Tensor], attention_mask: Tensor) -> list[Tensor]:
+    def pool(self, hidden: list[Tensor], inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Pool each tap over its tokens: K times (B, T, D) to K times (B, R·D)."""
-        return [pool(tap, attention_mask) for pool, tap in zip(self.pools, hidden, strict=True)]
+        mask = inputs["attention_mask"] if self.masked else None
+        return [pool(tap, mask) for pool, tap in zip(self.pools, hidden, strict=True)]
 
-    def combine(self, pooled: list[Tensor], input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Let every adapting layer read its tap beside its branch stage, and average.
+    def combine(self, pooled: list[Tensor], inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Let every adapting layer read its tap beside its branch stages, and average.
 
         Args:
-            pooled: the K taps, (B, R·D) each; empty for the branch alone.
-            input_ids: (B, T).
-            attention_mask: (B, T).
+            pooled: the K taps, (B, R·D) each; empty for the branches alone.
+            inputs: the rows' inputs by name.
 
         Returns:
             ``logits`` (B, C) and ``head_logits`` (B, K, C).
         """
-        stages = self.branch.stages(input_ids, attention_mask) if self.branch is not None else []
+        branches = [cast("Branch", branch).stages(inputs) for branch in self.branches]
         head_logits = torch.stack(
             [
                 head(
                     pooled[k] if pooled else None,
-                    stages[stage_of(k, heads=len(self.heads), stages=len(stages))] if stages else None,
+                    [stages[stage_of(k, heads=len(self.heads), stages=len(stages))] for stages in branches],
                 )
                 for k, head in enumerate(self.heads)
             ],
@@ -116,7 +167,8 @@ class Ensemble(nn.Module):
         )  # (B, K, C)
         if self.task == "regression":
             head_logits = head_logits * self.scale + self.shift
-        return average(head_logits, self.config.average, self.task), head_logits
+            return average(head_logits, self.config.average, self.task), head_logits
+        return average(head_logits, self.config.average, self.task) / self.temperature, head_logits
 
 
 def stage_of(k: int, *, heads: int, stages: int) -> int:

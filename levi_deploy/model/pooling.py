@@ -1,5 +1,7 @@
 """How a tap's tokens become one vector: (B, T, D) to (B, R·D). Knows no backbone and no head.
 
+An image's patches are tokens too.
+
 Fixed poolings have nothing to learn, so their result can be computed once for a row and stored;
 attention pooling learns, so a row's tokens are stored instead.
 """
@@ -16,26 +18,30 @@ from levi_deploy.config import Pooling as Name
 __all__ = ["AttentionPooling", "FixedPooling", "pooling"]
 
 
-def mean(hidden: Tensor, mask: Tensor) -> Tensor:
+def mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
     """The mean over real tokens, (B, T, D) to (B, D)."""
+    if mask is None:
+        return hidden.mean(dim=1)
     weights = mask.to(hidden.dtype)
     weights = weights / weights.sum(dim=1, keepdim=True)
     return (weights.unsqueeze(1) @ hidden).squeeze(1)  # one matrix product: nothing of (B, T, D) is made
 
 
-def first(hidden: Tensor, mask: Tensor) -> Tensor:  # noqa: ARG001  # as the other poolings
+def first(hidden: Tensor, mask: Tensor | None) -> Tensor:  # noqa: ARG001  # as the other poolings
     """The first token (padding on the right), (B, T, D) to (B, D)."""
     return hidden[:, 0]
 
 
-def last(hidden: Tensor, mask: Tensor) -> Tensor:
+def last(hidden: Tensor, mask: Tensor | None) -> Tensor:
     """The last real token, wherever the padding is, (B, T, D) to (B, D)."""
+    if mask is None:
+        return hidden[:, -1]
     positions = torch.arange(mask.shape[1], device=mask.device)
     index = (positions * mask).argmax(dim=1)
     return hidden.gather(1, index[:, None, None].expand(-1, 1, hidden.shape[2])).squeeze(1)
 
 
-_FIXED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": mean, "first": first, "last": last}
+_FIXED: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {"mean": mean, "first": first, "last": last}
 
 
 class FixedPooling(nn.Module):
@@ -48,8 +54,8 @@ class FixedPooling(nn.Module):
         self.width = width  # D
         self._pool = _FIXED[name]
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Pool (B, T, D) under a mask (B, T) to (B, D)."""
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Pool (B, T, D) under a mask (B, T), None where all is real, to (B, D)."""
         return self._pool(hidden, mask)
 
 
@@ -67,10 +73,13 @@ class AttentionPooling(nn.Module):
         self.width = (1 + queries) * width  # (1 + Q) · D
         self.queries = nn.Parameter(torch.randn(queries, width))
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """Pool (B, T, D) under a mask (B, T) to (B, (1 + Q) · D)."""
-        real = mask.to(hidden.dtype)
+    def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Pool (B, T, D) under a mask (B, T), None where all is real, to (B, (1 + Q) · D)."""
         scores = self.queries @ hidden.transpose(1, 2) / hidden.shape[2] ** 0.5  # (B, Q, T)
+        if mask is None:
+            attended = scores.softmax(dim=2) @ hidden
+            return torch.cat([hidden.mean(dim=1, keepdim=True), attended], dim=1).flatten(1)
+        real = mask.to(hidden.dtype)
         weights = (scores + (1 - real).unsqueeze(1) * torch.finfo(hidden.dtype).min).softmax(dim=2)
         uniform = real / real.sum(dim=1, keepdim=True)  # (B, T)
         return (torch.cat([uniform.unsqueeze(1), weights], dim=1) @ hidden).flatten(1)

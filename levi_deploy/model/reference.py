@@ -13,7 +13,7 @@ import torch
 from levi_deploy.model.levi import Levi
 from levi_serving.batching import plan
 from levi_serving.predictions import Outputs, Predictions, Task, finish
-from levi_serving.preprocess import Encoded, Row, TextPreprocessor
+from levi_serving.preprocess import Encoded, Preprocessor, Row
 
 __all__ = ["Reference"]
 
@@ -30,21 +30,21 @@ class Reference:
 
     name = "torch"
 
-    def __init__(self, levi: Levi, preprocessor: TextPreprocessor, task: Task, labels: Sequence[str]) -> None:
+    def __init__(self, levi: Levi, preprocessor: Preprocessor, task: Task, labels: Sequence[str]) -> None:
         self.levi = levi
         self.preprocessor = preprocessor
         self.task = task
         self.labels = tuple(labels)
 
-    def prepare(self, rows: Sequence[Row]) -> Encoded:
-        """Tokenise N rows.
+    def prepare(self, rows: Sequence[Row], *, bad: dict[int, str] | None = None) -> Encoded:
+        """Turn N rows into arrays, as the runner does.
 
         Raises:
-            RowError: a row cannot be used.
+            RowError: a row cannot be used and ``bad`` was not given.
         """
-        return self.preprocessor.encode(rows)
+        return self.preprocessor.encode(rows, bad=bad)
 
-    def run(self, encoded: Encoded, *, max_tokens: int = 4096) -> Outputs:
+    def run(self, encoded: Encoded, *, max_tokens: int = 1024) -> Outputs:
         """Run N prepared rows in batches of similar length."""
         classes, heads = len(self.labels), len(self.levi.ensemble.heads)
         logits = np.empty((len(encoded), classes), dtype=np.float32)
@@ -57,7 +57,9 @@ class Reference:
     @torch.inference_mode()
     def answer(self, feeds: dict[str, np.ndarray]) -> Outputs:
         """Run one batch of arrays, by the graph's input names."""
-        logits, head_logits = self.levi(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+        logits, head_logits = self.levi(
+            **{name: torch.from_numpy(feeds[name]) for name in self.levi.inputs if name in feeds}
+        )
         return Outputs(logits.numpy(), head_logits.numpy())
 
     def finish(self, outputs: Outputs) -> Predictions:

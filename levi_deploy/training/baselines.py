@@ -11,7 +11,7 @@ __all__ = ["branch_alone", "linear_probe"]
 
 def linear_probe(config: ModelConfig, depth: int) -> ModelConfig:
     """Frozen backbone, one linear head on its mean-pooled last layer (depth L), no branch."""
-    return replace(config, taps=(depth,), pooling="mean", branch="none", head_hidden=0, head_dropout=0.0)
+    return replace(config, taps=(depth,), pooling="mean", branches=(), head_hidden=0, head_dropout=0.0)
 
 
 def branch_alone(config: ModelConfig) -> ModelConfig:

@@ -12,22 +12,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from levi_deploy.config import Config
+from levi_deploy.config import Config, ModelConfig
 from levi_deploy.model.backbone import Backbone, Identity
+from levi_deploy.model.branches import Facts
 from levi_deploy.model.levi import Ensemble, Levi
 from levi_deploy.model.reference import Reference
+from levi_serving.columns import ColumnSettings
 from levi_serving.errors import RunError
 from levi_serving.predictions import Task
-from levi_serving.preprocess import TextPreprocessor, TextSettings
+from levi_serving.preprocess import Preprocessing, Preprocessor, Row, rows_from_json, rows_to_json
 
-__all__ = ["Run"]
+__all__ = ["Run", "build"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RECORD = "run.json"
 WEIGHTS = "weights.safetensors"
-TOKENIZER = "tokenizer.json"
 SAMPLES = "samples.json"
 LOG = "log.jsonl"
 
@@ -43,7 +46,7 @@ class Run:
         labels: the C output names.
         taps: the depths read.
         backbone: which backbone it was trained on.
-        text: how text becomes token ids.
+        preprocessing: how rows become arrays.
         record: data digests, metrics, parameter counts, versions: what happened.
     """
 
@@ -53,13 +56,13 @@ class Run:
     labels: tuple[str, ...]
     taps: tuple[int, ...]
     backbone: Identity
-    text: TextSettings
+    preprocessing: Preprocessing
     record: Mapping[str, Any]
 
-    def save(self, ensemble: Ensemble, samples: Sequence[object]) -> None:
+    def save(self, ensemble: Ensemble, samples: Sequence[Row]) -> None:
         """Write the run; ``run.json`` comes last, so a folder that has it is whole."""
         save_file(ensemble.state_dict(), self.folder / WEIGHTS)
-        (self.folder / SAMPLES).write_text(json.dumps(list(samples), ensure_ascii=False) + "\n", encoding="utf-8")
+        (self.folder / SAMPLES).write_text(rows_to_json(samples, self.preprocessing) + "\n", encoding="utf-8")
         document = {
             "format_version": FORMAT_VERSION,
             "config": self.config.to_dict(),
@@ -67,7 +70,7 @@ class Run:
             "labels": self.labels,
             "taps": self.taps,
             "backbone": asdict(self.backbone),
-            "text": asdict(self.text),
+            "preprocessing": asdict(self.preprocessing),
             "record": self.record,
         }
         aside = self.folder / (RECORD + ".partial")
@@ -106,22 +109,16 @@ class Run:
                 labels=tuple(document["labels"]),
                 taps=tuple(document["taps"]),
                 backbone=Identity(**document["backbone"]),
-                text=TextSettings(**document["text"]),
+                preprocessing=Preprocessing.from_json(document["preprocessing"]),
                 record=document["record"],
             )
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path} is damaged ({type(error).__name__}: {error}). Train again.") from error
 
     @property
-    def tokenizer(self) -> Path:
-        """The run's ``tokenizer.json``."""
-        return self.folder / TOKENIZER
-
-    @property
-    def samples(self) -> list[Any]:
+    def samples(self) -> list[dict[str, Any]]:
         """Validation rows, kept for the proof at export."""
-        rows: list[Any] = json.loads((self.folder / SAMPLES).read_text(encoding="utf-8"))
-        return rows
+        return rows_from_json((self.folder / SAMPLES).read_text(encoding="utf-8"), self.preprocessing)
 
     def ensemble(self) -> Ensemble:
         """What was trained.
@@ -129,7 +126,9 @@ class Run:
         Raises:
             RunError: the weights are missing, damaged, or of another architecture.
         """
-        ensemble = Ensemble(self.config.model, self.backbone, taps=self.taps, task=self.task, outputs=len(self.labels))
+        ensemble = build(
+            self.config.model, self.backbone, self.preprocessing, self.taps, task=self.task, outputs=len(self.labels)
+        )
         try:
             ensemble.load_state_dict(load_file(self.folder / WEIGHTS))
         except Exception as error:  # safetensors' own error type is not public
@@ -155,5 +154,43 @@ class Run:
     def reference(self, *, backbone: str | None = None) -> Reference:
         """The torch model behind the runner's three verbs."""
         return Reference(
-            self.levi(backbone=backbone), TextPreprocessor(self.tokenizer, self.text), self.task, self.labels
+            self.levi(backbone=backbone), Preprocessor(self.folder, self.preprocessing), self.task, self.labels
         )
+
+
+def build(
+    config: ModelConfig,
+    backbone: Identity,
+    preprocessing: Preprocessing,
+    taps: tuple[int, ...],
+    *,
+    task: Task,
+    outputs: int,
+    edges: NDArray[np.int64] | None = None,
+) -> Ensemble:
+    """Make the ensemble that fits a backbone and the rows' preprocessing.
+
+    Args:
+        config: the architecture.
+        backbone: which the taps come from.
+        preprocessing: what the rows have.
+        taps: t_1 < … < t_K.
+        task: classification, multilabel or regression.
+        outputs: C.
+        edges: (2, E), to train a graph branch.
+
+    Raises:
+        UsageError: a branch does not fit the rows.
+    """
+    image, columns = preprocessing.image, preprocessing.columns or ColumnSettings()
+    facts = Facts(
+        vocabulary=backbone.vocabulary if preprocessing.text else 0,
+        pixels=(image.height, image.width) if image else None,
+        numeric=len(columns.numeric),
+        categorical=tuple(1 + len(part.values) for part in columns.categorical),
+        nodes=tuple(1 + len(part.values) for part in columns.nodes),
+        edges=edges,
+    )
+    widths = tuple(backbone.widths[tap] for tap in taps)
+    masked = backbone.modality == "text"
+    return Ensemble(config, facts, taps=taps, widths=widths, masked=masked, task=task, outputs=outputs)

@@ -23,11 +23,13 @@ from torch import Tensor
 from levi_deploy.config import TrainingConfig
 from levi_deploy.model.heads import loss, prediction_loss
 from levi_deploy.model.levi import Ensemble
+from levi_deploy.training.augment import flip_crop
 from levi_deploy.training.taps import Taps
 from levi_serving.errors import LeviError, UsageError
-from levi_serving.predictions import Outputs
+from levi_serving.predictions import Outputs, Task
+from levi_serving.preprocess import Encoded
 
-__all__ = ["Examples", "fit", "predict"]
+__all__ = ["Examples", "class_weights", "fit", "predict"]
 
 _BUCKET = 16  # batches whose rows are sorted by length together, to pad less
 
@@ -38,18 +40,17 @@ Progress = Callable[[int, int], None]
 class Examples:
     """N rows with their taps and encoded targets; ``taps`` is None for the branch alone."""
 
-    encoded: Any
+    encoded: Encoded
     taps: Taps | None
     targets: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.encoded)
 
-    def batch(self, rows: NDArray[np.int64]) -> tuple[list[Tensor], Tensor, Tensor]:
-        """The chosen rows' taps, token ids and mask."""
-        feeds = self.encoded.batch(rows)
-        taps = self.taps.batch(rows) if self.taps is not None else []
-        return taps, torch.from_numpy(feeds["input_ids"]), torch.from_numpy(feeds["attention_mask"])
+    def batch(self, rows: NDArray[np.int64]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The chosen rows' taps, and their inputs by name."""
+        inputs = {name: torch.from_numpy(array) for name, array in self.encoded.batch(rows).items()}
+        return self.taps.batch(rows) if self.taps is not None else [], inputs
 
 
 def fit(
@@ -83,6 +84,7 @@ def fit(
     weights = torch.tensor(config.head_weights or (1.0,) * len(ensemble.heads))
     if len(weights) != len(ensemble.heads):
         raise UsageError(f"head_weights has {len(weights)} numbers, but there are {len(ensemble.heads)} heads.")
+    classes = class_weights(train.targets, ensemble.task) if config.class_weights == "balanced" else None
     matrices = [p for p in ensemble.parameters() if p.dim() > 1]
     rest = [p for p in ensemble.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
@@ -96,7 +98,7 @@ def fit(
     while len(history) < config.epochs and not _finished(history, config.patience):
         epoch = len(history) + 1
         started = time.perf_counter()
-        training_loss = _epoch(ensemble, train, config, epoch, optimizer, weights, progress)
+        training_loss = _epoch(ensemble, train, config, epoch, optimizer, weights, classes, progress)
         outputs = predict(ensemble, validation)
         validation_loss = _validation_loss(outputs, validation.targets, ensemble)
         if not np.isfinite([training_loss, validation_loss]).all():
@@ -122,6 +124,24 @@ def fit(
     return history
 
 
+def class_weights(targets: NDArray[Any], task: Task) -> Tensor:
+    """What makes every class weigh the same, from the training rows.
+
+    Classification: N / (C · n_c) for a class of n_c rows (King and Zeng 2001). Multilabel: rows without a
+    label over rows with it, the weight of its presence.
+
+    Raises:
+        UsageError: regression has no classes.
+    """
+    if task == "regression":
+        raise UsageError("class_weights is 'balanced', but regression has no classes. Leave it out.")
+    if task == "classification":
+        counts = np.bincount(targets)
+        return torch.from_numpy(len(targets) / (len(counts) * np.maximum(counts, 1))).float()
+    there = targets.sum(axis=0)
+    return torch.from_numpy((len(targets) - there) / np.maximum(there, 1)).float()
+
+
 def _rate(step: int, steps: int) -> float:
     """A short linear warm-up, then a cosine down to a tenth."""
     warm = max(1, steps // 20)
@@ -145,6 +165,7 @@ def _epoch(
     epoch: int,
     optimizer: torch.optim.Optimizer,
     weights: Tensor,
+    classes: Tensor | None,
     progress: Progress | None,
 ) -> float:
     ensemble.train()
@@ -155,11 +176,13 @@ def _epoch(
     for step, rows in enumerate(batches, start=(epoch - 1) * len(batches)):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _rate(step, config.epochs * len(batches))
-        taps, input_ids, mask = train.batch(rows)
-        pooled = taps if train.taps is None or train.taps.fixed else ensemble.pool(taps, mask)
-        _, head_logits = ensemble.combine(pooled, input_ids, mask)
+        taps, inputs = train.batch(rows)
+        pooled = taps if train.taps is None or train.taps.fixed else ensemble.pool(taps, inputs)
+        if config.augment != "none" and "pixel_values" in inputs:
+            inputs["pixel_values"] = flip_crop(inputs["pixel_values"])  # the branches' view: the taps are stored
+        _, head_logits = ensemble.combine(pooled, inputs)
         targets = torch.from_numpy(train.targets[rows])
-        value = loss(head_logits, targets, ensemble.task, weights) / ensemble.scale**2
+        value = loss(head_logits, targets, ensemble.task, weights, classes) / ensemble.scale**2
         optimizer.zero_grad()
         torch.autograd.backward(value)
         torch.nn.utils.clip_grad_norm_(ensemble.parameters(), 1.0)
@@ -190,9 +213,9 @@ def predict(ensemble: Ensemble, examples: Examples, *, batch_size: int = 256) ->
     order = np.argsort(examples.encoded.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        taps, input_ids, mask = examples.batch(rows)
-        pooled = taps if examples.taps is None or examples.taps.fixed else ensemble.pool(taps, mask)
-        parts[start] = ensemble.combine(pooled, input_ids, mask)
+        taps, inputs = examples.batch(rows)
+        pooled = taps if examples.taps is None or examples.taps.fixed else ensemble.pool(taps, inputs)
+        parts[start] = ensemble.combine(pooled, inputs)
     back = np.argsort(order, kind="stable")
     logits = torch.cat([logits for logits, _ in parts.values()]).numpy()[back]
     head_logits = torch.cat([head_logits for _, head_logits in parts.values()]).numpy()[back]

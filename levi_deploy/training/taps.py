@@ -1,8 +1,9 @@
 """The tap cache: a frozen backbone's hidden states, computed once for a set of rows and kept.
 
 A row's taps never change, so every epoch, seed and ablation after the first reads them from disk,
-memory-mapped. Fixed pooling keeps (N, K, D) in float32; attention pooling keeps every real token's
-(K, D) in float16, ragged, no padding stored. It knows no targets and nothing of how they are used.
+memory-mapped, a file a tap. Fixed pooling keeps (N, D) in float32; attention pooling keeps tokens in
+float16: a text's real ones, ragged, no padding stored, and all of an image's. It knows no targets and
+nothing of how they are used.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +32,8 @@ from levi_serving.preprocess import Encoded
 
 __all__ = ["Taps", "cache_folder", "compute"]
 
-_VERSION = 1
-_VALUES = "taps.bin"
+_VERSION = 2
+_ABOUT = "about.json"
 _BATCH_TOKENS = 2048  # fits a CPU's caches; larger batches were slower
 
 Progress = Callable[[int, int], None]
@@ -49,27 +51,32 @@ class Taps:
     """The stored taps of N rows.
 
     Attributes:
-        values: memory-mapped; fixed pooling (N, K, D) float32, attention (K, sum of lengths, D) float16.
-        encoded: the rows' token ids.
+        values: one array a tap: pooled (N, D) float32; an image's tokens (N, T, D) float16; a text's
+            tokens (sum of lengths, D) float16.
+        encoded: the rows.
         fixed: whether the taps are pooled already.
     """
 
-    values: NDArray[np.float32] | NDArray[np.float16]
+    values: list[NDArray[Any]]
     encoded: Encoded
     fixed: bool
 
     def batch(self, rows: NDArray[np.int64]) -> list[Tensor]:
-        """The K taps of the chosen B rows: (B, D) each when pooled, else (B, T, D), padded with zeros."""
+        """The K taps of the chosen B rows: (B, D) each when pooled, else (B, T, D), text padded with zeros."""
         if self.fixed:
-            return list(torch.from_numpy(self.values[rows]).unbind(dim=1))
-        lengths = self.encoded.lengths[rows]
-        longest, width = int(lengths.max()), self.values.shape[2]
-        padded = torch.zeros((self.values.shape[0], len(rows), longest, width))
-        for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            start = int(self.encoded.offsets[row])
-            where = slice(0, length) if self.encoded.settings.padding_side == "right" else slice(-length, None)
-            padded[:, place, where] = torch.from_numpy(self.values[:, start : start + length].astype(np.float32))
-        return list(padded.unbind(dim=0))
+            return [torch.from_numpy(values[rows]) for values in self.values]
+        if self.values[0].ndim == 3:
+            return [torch.from_numpy(values[rows].astype(np.float32)) for values in self.values]
+        tokens = self.encoded.tokens
+        assert tokens is not None  # noqa: S101  # ragged taps are a text's
+        places = np.concatenate([np.arange(tokens.offsets[row], tokens.offsets[row + 1]) for row in rows])
+        real = tokens.real(rows)
+        taps = []
+        for values in self.values:
+            padded = np.zeros((*real.shape, values.shape[1]), dtype=np.float32)
+            padded[real] = values[places]
+            taps.append(torch.from_numpy(padded))
+        return taps
 
 
 def compute(
@@ -84,7 +91,7 @@ def compute(
 
     Args:
         backbone: frozen.
-        encoded: the rows' token ids.
+        encoded: the rows.
         pooling: fixed poolings are applied before storing.
         folder: the cache. An entry is complete or not there: it is written aside and renamed.
         progress: told rows done and N, after each batch.
@@ -94,86 +101,112 @@ def compute(
         LeviError: a hidden state does not fit float16.
     """
     fixed = pooling != "attention"
-    taps, width = len(backbone.taps), backbone.identity.width
-    shape = (len(encoded), taps, width) if fixed else (taps, len(encoded.ids), width)
-    dtype = np.float32 if fixed else np.float16
     entry = folder / "taps" / _key(backbone, encoded, pooling)
-    if not (entry / _VALUES).is_file():
-        needed = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if not (entry / _ABOUT).is_file():
         entry.parent.mkdir(parents=True, exist_ok=True)
-        if needed > 0.95 * (free := shutil.disk_usage(entry.parent).free):
-            raise UsageError(
-                f"The taps of {len(encoded)} rows need {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB "
-                "free. Point LEVI_CACHE to a larger disk, tap fewer layers, or use --pooling mean."
-            )
         aside = Path(tempfile.mkdtemp(prefix=".computing-", dir=entry.parent))
         try:
-            values = np.memmap(aside / _VALUES, dtype=dtype, mode="w+", shape=shape)
-            _fill(values, backbone, encoded, pooling, progress)
-            values.flush()
-            (aside / "about.json").write_text(
-                json.dumps({"backbone": backbone.identity.name, "taps": backbone.taps, "pooling": pooling}) + "\n"
-            )
+            store = _Store(aside, encoded, fixed=fixed)
+            _fill(store, backbone, encoded, pooling, progress)
+            store.close({"backbone": backbone.identity.name, "taps": backbone.taps, "pooling": pooling})
             try:
                 aside.rename(entry)
             except OSError:
-                if not (entry / _VALUES).is_file():  # another process may have finished the same entry first
+                if not (entry / _ABOUT).is_file():  # another process may have finished the same entry first
                     raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return Taps(np.memmap(entry / _VALUES, dtype=dtype, mode="r", shape=shape), encoded, fixed)
+    shapes = json.loads((entry / _ABOUT).read_text(encoding="utf-8"))["shapes"]
+    dtype = np.float32 if fixed else np.float16
+    values = [np.memmap(_file(entry, k), dtype=dtype, mode="r", shape=tuple(shape)) for k, shape in enumerate(shapes)]
+    return Taps(list(values), encoded, fixed)
+
+
+def _file(folder: Path, k: int) -> Path:
+    return folder / f"tap_{k}.bin"
 
 
 def _key(backbone: Backbone, encoded: Encoded, pooling: Pooling) -> str:
-    """A digest of all that the taps depend on: weights, depths, pooling, padding side, and token ids."""
-    digest = hashlib.sha256()
+    """A digest of all that the taps depend on: weights, depths, pooling, and what the backbone reads of the rows."""
     stored = pooling if pooling != "attention" else "tokens"
-    settings = (_VERSION, backbone.identity.digest, backbone.taps, stored, encoded.settings.padding_side)
-    digest.update(repr(settings).encode())
-    digest.update(np.ascontiguousarray(encoded.offsets).data)
-    digest.update(np.ascontiguousarray(encoded.ids).data)
+    settings = encoded.settings.text if backbone.identity.modality == "text" else encoded.settings.image
+    digest = hashlib.sha256(repr((_VERSION, backbone.identity.digest, backbone.taps, stored, settings)).encode())
+    names = ("ids", "offsets", "types") if backbone.identity.modality == "text" else ("pixel_values",)
+    arrays = encoded.stored()
+    for name in names:
+        if name in arrays:
+            digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()[:32]
 
 
+class _Store:
+    """The files of one entry while they are written; their shapes are known with the first batch."""
+
+    def __init__(self, folder: Path, encoded: Encoded, *, fixed: bool) -> None:
+        self.folder, self.encoded, self.fixed = folder, encoded, fixed
+        self.values: list[np.memmap[Any, Any]] = []
+
+    def open(self, taps: list[Tensor]) -> None:
+        """Make room for N rows of such taps."""
+        tokens, count = self.encoded.tokens, len(self.encoded)
+        ragged = not self.fixed and tokens is not None and taps[0].dim() == 2
+        first = len(tokens.ids) if ragged and tokens is not None else count
+        dtype = np.dtype(np.float32 if self.fixed else np.float16)
+        shapes = [(first, *tap.shape[1:]) for tap in taps]
+        needed = sum(int(np.prod(shape)) for shape in shapes) * dtype.itemsize
+        if needed > 0.95 * (free := shutil.disk_usage(self.folder).free):
+            raise UsageError(
+                f"The taps of {count} rows need {needed / 1e9:.1f} GB, but {self.folder.parent} has {free / 1e9:.1f} "
+                "GB free. Point LEVI_CACHE to a larger disk, tap fewer layers, or use --pooling mean."
+            )
+        self.values = [
+            np.memmap(_file(self.folder, k), dtype=dtype, mode="w+", shape=shape) for k, shape in enumerate(shapes)
+        ]
+
+    def write(self, places: NDArray[np.int64], taps: list[Tensor]) -> None:
+        """Put each tap's rows at their places.
+
+        Raises:
+            LeviError: a value does not fit.
+        """
+        if not self.values:
+            self.open(taps)
+        for values, tap in zip(self.values, taps, strict=True):
+            if not self.fixed:
+                tap = tap.to(torch.float16)
+                if not torch.isfinite(tap).all():
+                    raise LeviError(
+                        "A hidden state of this backbone is too large for float16, in which attention pooling stores "
+                        "tokens. Use --pooling mean, first or last, which store float32."
+                    )
+            values[places] = tap.numpy()
+
+    def close(self, about: dict[str, Any]) -> None:
+        """Write everything out."""
+        for values in self.values:
+            values.flush()
+        shapes = [values.shape for values in self.values]
+        (self.folder / _ABOUT).write_text(json.dumps({**about, "shapes": shapes}) + "\n", encoding="utf-8")
+
+
 @torch.inference_mode()
-def _fill(
-    values: np.memmap[tuple[int, ...], np.dtype[np.float32 | np.float16]],
-    backbone: Backbone,
-    encoded: Encoded,
-    pooling: Pooling,
-    progress: Progress | None,
-) -> None:
-    pool = FixedPooling(pooling, backbone.identity.width) if pooling != "attention" else None
+def _fill(store: _Store, backbone: Backbone, encoded: Encoded, pooling: Pooling, progress: Progress | None) -> None:
+    pool = FixedPooling(pooling, 0) if pooling != "attention" else None
+    text = backbone.identity.modality == "text"
+    tokens = encoded.tokens
     done = 0
     for rows in plan(encoded.lengths, max_tokens=_BATCH_TOKENS, max_rows=512):
         feeds = {name: torch.from_numpy(array) for name, array in encoded.batch(rows).items()}
-        hidden = backbone(**feeds)  # K × (B, T, D)
+        hidden = backbone(feeds)  # K × (B, T, D)
+        mask = feeds["attention_mask"] if text else None
         if pool is not None:
-            values[rows] = torch.stack([pool(tap, feeds["attention_mask"]) for tap in hidden], dim=1).numpy()
+            store.write(rows, [pool(tap, mask) for tap in hidden])
+        elif mask is None or tokens is None:
+            store.write(rows, hidden)
         else:
-            _store_tokens(values, hidden, feeds["attention_mask"].bool(), rows, encoded)
+            places = np.concatenate([np.arange(tokens.offsets[row], tokens.offsets[row + 1]) for row in rows])
+            real = mask.bool()
+            store.write(places, [tap[real] for tap in hidden])  # (sum of lengths, D), row after row
         done += len(rows)
         if progress is not None:
             progress(done, len(encoded))
-
-
-def _store_tokens(
-    values: NDArray[np.float32 | np.float16],
-    hidden: Sequence[Tensor],
-    real: Tensor,
-    rows: NDArray[np.int64],
-    encoded: Encoded,
-) -> None:
-    starts, lengths = encoded.offsets[rows], encoded.lengths[rows]
-    for k, tap in enumerate(hidden):
-        tokens = tap[real].to(torch.float16)  # (sum of lengths, D), row after row
-        if not torch.isfinite(tokens).all():
-            raise LeviError(
-                "A hidden state of this backbone is too large for float16, in which attention pooling stores "
-                "tokens. Use --pooling mean, first or last, which store float32."
-            )
-        pieces = tokens.numpy()
-        place = 0
-        for start, length in zip(starts, lengths, strict=True):
-            values[k, start : start + length] = pieces[place : place + length]
-            place += length

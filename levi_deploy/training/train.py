@@ -18,19 +18,24 @@ from levi_deploy.config import Config
 from levi_deploy.dataset import Dataset, encode_targets, learn
 from levi_deploy.evaluation.metrics import metrics
 from levi_deploy.model.backbone import Backbone, save_tokenizer
-from levi_deploy.model.levi import Ensemble
-from levi_deploy.training.checkpoint import LOG, TOKENIZER, Run
+from levi_deploy.model.image_processor import image_settings
+from levi_deploy.training.calibrate import temperature
+from levi_deploy.training.checkpoint import LOG, Run, build
 from levi_deploy.training.fit import Examples, fit, predict
 from levi_deploy.training.taps import cache_folder, compute
-from levi_serving.errors import UsageError
+from levi_serving.columns import Columns, ColumnSettings
+from levi_serving.errors import RowError, TableError, UsageError
+from levi_serving.images import ImageSettings
 from levi_serving.predictions import finish
-from levi_serving.preprocess import TextPreprocessor
+from levi_serving.preprocess import TOKENIZER, Encoded, Preprocessing, Preprocessor
+from levi_serving.tables import read_columns
 
 __all__ = ["train"]
 
 _STATE = "state.safetensors"
 _ASKED = "config.json"
 _SAMPLES = 64
+_IMAGE_SIZE = 112  # of an image that only a branch reads
 
 Progress = Callable[[str, int, int], None]
 
@@ -74,17 +79,16 @@ def train(
     if overwrite:
         shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
-    text = save_tokenizer(
-        config.model.backbone, output / TOKENIZER, column=config.data.text, max_length=config.model.max_length
-    )
+    preprocessing = _preprocessing(config, backbone, table.train, output)
+    edges = _edges(config, preprocessing, table.train)
     (output / _ASKED).write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
 
     started = time.perf_counter()
-    preprocessor = TextPreprocessor(output / TOKENIZER, text)
+    preprocessor = Preprocessor(output, preprocessing)
     folder = cache or cache_folder()
 
     def examples(rows: Dataset, what: str) -> Examples:
-        encoded = preprocessor.encode(rows.rows)
+        encoded = _encoded(preprocessor, rows, data)
         targets = encode_targets(rows.targets, table.task, table.labels, column=config.data.target)
         taps = None
         if backbone.taps:
@@ -101,7 +105,15 @@ def train(
     taps_s = time.perf_counter() - started
 
     torch.manual_seed(config.training.seed)
-    ensemble = Ensemble(config.model, backbone.identity, taps=backbone.taps, task=table.task, outputs=len(table.labels))
+    ensemble = build(
+        config.model,
+        backbone.identity,
+        preprocessing,
+        backbone.taps,
+        task=table.task,
+        outputs=len(table.labels),
+        edges=edges,
+    )
     if table.task == "regression":
         ensemble.shift.fill_(float(learning.targets.mean()))
         ensemble.scale.fill_(max(float(learning.targets.std()), 1e-6))
@@ -124,6 +136,9 @@ def train(
     )
     fit_s = time.perf_counter() - started
 
+    if config.training.calibrate and table.task != "regression":
+        answers = predict(ensemble, held_out).logits
+        ensemble.temperature.fill_(temperature(answers, held_out.targets, task=table.task))
     predictions = finish(predict(ensemble, held_out), task=table.task, labels=table.labels)
     run = Run(
         folder=output,
@@ -132,7 +147,7 @@ def train(
         labels=table.labels,
         taps=backbone.taps,
         backbone=backbone.identity,
-        text=text,
+        preprocessing=preprocessing,
         record={
             "target": config.data.target,
             "data": {
@@ -144,9 +159,10 @@ def train(
                 "validation_from": table.validation_from,
             },
             "parameters": {
-                "trained": sum(p.numel() for p in ensemble.parameters()),
+                "trained": sum(p.numel() for p in ensemble.parameters() if p.requires_grad),
                 "backbone": backbone.identity.parameters,
             },
+            "temperature": round(float(ensemble.temperature), 4),
             "best_epoch": min(history, key=lambda record: record["validation_loss"])["epoch"],
             "epochs": len(history),
             "validation": metrics(predictions, held_out.targets, task=table.task, labels=table.labels),
@@ -158,6 +174,72 @@ def train(
     (output / _STATE).unlink()
     (output / _ASKED).unlink()
     return run
+
+
+def _preprocessing(config: Config, backbone: Backbone, rows: Dataset, folder: Path) -> Preprocessing:
+    """How these rows become arrays; the tokenizer is written into the run's folder.
+
+    Raises:
+        UsageError: the backbone does not read what the rows have.
+        TableError: a column is not what it is said to be.
+    """
+    data, model, modality = config.data, config.model, backbone.identity.modality
+    reads = data.text if modality == "text" else data.image
+    if backbone.taps and reads is None:
+        raise UsageError(
+            f"The backbone {backbone.identity.name!r} reads {'texts' if modality == 'text' else 'images'}, but no such "
+            f"column was named. Give --{modality} COLUMN, or another backbone."
+        )
+    if data.text is not None and modality != "text":
+        raise UsageError(
+            f"The column {data.text!r} holds texts, but the backbone {backbone.identity.name!r} reads images and has "
+            "no tokenizer. Leave --text out, or give a text backbone."
+        )
+    text = image = columns = None
+    if data.text is not None:
+        text = save_tokenizer(
+            model.backbone, folder / TOKENIZER, column=data.text, pair=data.text_pair, max_length=model.max_length
+        )
+    if data.image is not None and modality == "image":
+        image = image_settings(model.backbone, column=data.image, size=model.image_size)
+    elif data.image is not None:
+        size = model.image_size or _IMAGE_SIZE
+        image = ImageSettings(column=data.image, resize=(size, size), crop=None)
+    if data.numeric or data.categorical or data.nodes:
+        try:
+            columns = ColumnSettings.learn(
+                rows.rows, numeric=data.numeric, categorical=data.categorical, nodes=data.nodes
+            )
+        except ValueError as error:
+            raise TableError(f"The training rows' {error}.") from error
+    return Preprocessing(text=text, image=image, columns=columns)
+
+
+def _edges(config: Config, preprocessing: Preprocessing, rows: Dataset) -> np.ndarray | None:
+    """The graph's edges as node numbers, (2, E): those of a file, or the training rows."""
+    if not config.data.nodes or preprocessing.columns is None:
+        return None
+    records = rows.rows
+    if config.data.edges is not None:
+        values = read_columns(Path(config.data.edges), config.data.nodes).values
+        records = [dict(zip(values, pair, strict=True)) for pair in zip(*values.values(), strict=True)]
+    columns = ColumnSettings(nodes=preprocessing.columns.nodes)
+    return np.asarray(Columns(columns).encode(records)["nodes"].T)
+
+
+def _encoded(preprocessor: Preprocessor, rows: Dataset, data: Path) -> Encoded:
+    """All rows as arrays.
+
+    Raises:
+        TableError: a row cannot be used; the first such row is named.
+    """
+    try:
+        return preprocessor.encode(rows.rows)
+    except RowError as error:
+        raise TableError(
+            f"{data}: a row with {dict(list(rows.rows[error.row].items())[:1])!r:.80} cannot be used: {error.reason} "
+            "Learning needs every row: mend or remove it."
+        ) from error
 
 
 def versions() -> dict[str, str]:
@@ -185,7 +267,7 @@ def _check_output(output: Path, asked: Mapping[str, Any], *, resume: bool, overw
             )
 
 
-def _spread(rows: Dataset, lengths: np.ndarray) -> list[object]:
+def _spread(rows: Dataset, lengths: np.ndarray) -> list[dict[str, object]]:
     """Rows of all lengths, short to long, for the proof at export."""
     order = np.argsort(lengths, kind="stable")
     places = np.unique(np.linspace(0, len(order) - 1, min(_SAMPLES, len(order))).round().astype(int))

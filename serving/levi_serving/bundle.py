@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, cast
 
 from levi_serving.errors import BundleError
 from levi_serving.predictions import Task
-from levi_serving.preprocess import TextSettings
+from levi_serving.preprocess import Preprocessing
 
 __all__ = [
     "CARD",
@@ -23,7 +23,6 @@ __all__ = [
     "GOLDEN",
     "GRAPH",
     "MANIFEST",
-    "TOKENIZER",
     "WEIGHTS",
     "Bundle",
     "Graph",
@@ -37,7 +36,6 @@ FORMAT_VERSION = 1
 MANIFEST = "levi.json"
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
-TOKENIZER = "tokenizer.json"
 GOLDEN = "golden.npz"
 CERTIFICATE = "parity.json"
 CARD = "README.md"
@@ -68,7 +66,7 @@ class Manifest:
     Attributes:
         task: classification, multilabel or regression.
         labels: the C output names; for regression the target's name.
-        text: how text becomes token ids.
+        preprocessing: how rows become the graph's inputs.
         inputs: the graph's inputs.
         outputs: the graph's outputs: ``logits`` and ``head_logits``.
         average: what the heads' average is taken of.
@@ -81,7 +79,7 @@ class Manifest:
 
     task: Task
     labels: tuple[str, ...]
-    text: TextSettings
+    preprocessing: Preprocessing
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     average: Literal["logits", "probabilities"]
@@ -141,7 +139,7 @@ class Manifest:
                     **document,
                     "labels": tuple(document["labels"]),
                     "taps": tuple(document["taps"]),
-                    "text": TextSettings(**document["text"]),
+                    "preprocessing": Preprocessing.from_json(document["preprocessing"]),
                     "inputs": _tensors(document["inputs"]),
                     "outputs": _tensors(document["outputs"]),
                     "graphs": tuple(Graph(**graph) for graph in document["graphs"]),

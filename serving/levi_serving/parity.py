@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from levi_serving.bundle import GOLDEN, read_certificate
 from levi_serving.errors import BundleError, ParityError
 from levi_serving.predictions import Outputs
-from levi_serving.preprocess import Encoded, Row, TextSettings
+from levi_serving.preprocess import Encoded, Preprocessing, Row, rows_from_json, rows_to_json
 from levi_serving.runner import Runner
 from levi_serving.session import Device
 
@@ -35,23 +35,22 @@ class Case:
     """One batch at one shape, with the torch model's answers.
 
     Attributes:
-        feeds: the graph's inputs by name, (B, T) each.
+        feeds: the graph's inputs by name.
+        rows: (B,), the golden rows whose images and further columns these are; the text is cut to shape.
         reference: the torch model's outputs for them.
     """
 
-    feeds: dict[str, NDArray[np.int64]]
+    feeds: dict[str, NDArray[Any]]
+    rows: NDArray[np.int64]
     reference: Outputs
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(B, T)."""
-        rows, tokens = self.feeds["attention_mask"].shape
-        return rows, tokens
-
-    @property
-    def padded(self) -> bool:
-        """Whether any row is shorter than the batch."""
-        return bool((self.feeds["attention_mask"] == 0).any())
+    def shape(self) -> dict[str, Any]:
+        """Rows, and for text its length and whether any row is shorter."""
+        if "attention_mask" not in self.feeds:
+            return {"batch": len(self.rows)}
+        mask = self.feeds["attention_mask"]
+        return {"batch": len(self.rows), "length": mask.shape[1], "padded": bool((mask == 0).any())}
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Golden:
 
     Attributes:
         rows: N rows as a caller hands them over.
-        encoded: their token ids as at training.
+        encoded: their arrays as at training.
         reference: the torch model's outputs, each row computed alone.
         predictions: the prediction column for each row, from the reference.
         cases: batches over many shapes.
@@ -75,21 +74,22 @@ class Golden:
     def save(self, path: Path) -> None:
         """Write everything as arrays; rows as JSON in bytes, so nothing is ever unpickled."""
         arrays: dict[str, NDArray[Any]] = {
-            "rows": _packed(list(self.rows)),
-            "predictions": _packed(list(self.predictions)),
-            "ids": self.encoded.ids.astype(np.int32),
-            "offsets": self.encoded.offsets,
+            "rows": _packed(rows_to_json(self.rows, self.encoded.settings)),
+            "predictions": _packed(json.dumps(list(self.predictions), ensure_ascii=False)),
             "logits": self.reference.logits,
             "head_logits": self.reference.head_logits,
         }
+        arrays |= {f"encoded/{name}": array for name, array in self.encoded.stored().items()}
         for n, case in enumerate(self.cases):
-            arrays |= {f"case_{n}/input/{name}": array.astype(np.int32) for name, array in case.feeds.items()}
+            text = {name: array for name, array in case.feeds.items() if name not in self.encoded.arrays}
+            arrays |= {f"case_{n}/input/{name}": array.astype(np.int32) for name, array in text.items()}
+            arrays[f"case_{n}/rows"] = case.rows
             arrays[f"case_{n}/logits"] = case.reference.logits
             arrays[f"case_{n}/head_logits"] = case.reference.head_logits
         np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # its last parameter is a flag
 
     @classmethod
-    def load(cls, path: Path, settings: TextSettings) -> Self:
+    def load(cls, path: Path, settings: Preprocessing) -> Self:
         """Read it back.
 
         Raises:
@@ -98,33 +98,32 @@ class Golden:
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
+            encoded = Encoded.restored(_below(arrays, "encoded/"), settings)
             cases: list[Case] = []
             while f"case_{len(cases)}/logits" in arrays:
                 prefix = f"case_{len(cases)}/"
-                feeds = {
-                    name.removeprefix(prefix + "input/"): array.astype(np.int64)
-                    for name, array in arrays.items()
-                    if name.startswith(prefix + "input/")
-                }
-                cases.append(Case(feeds, Outputs(arrays[prefix + "logits"], arrays[prefix + "head_logits"])))
+                rows = arrays[prefix + "rows"]
+                others = Encoded(settings, None, encoded.arrays).batch(rows) if encoded.arrays else {}
+                text = {name: array.astype(np.int64) for name, array in _below(arrays, prefix + "input/").items()}
+                reference = Outputs(arrays[prefix + "logits"], arrays[prefix + "head_logits"])
+                cases.append(Case(text | others, rows, reference))
             return cls(
-                rows=_unpacked(arrays["rows"]),
-                encoded=Encoded(arrays["ids"].astype(np.int64), arrays["offsets"], settings),
+                rows=rows_from_json(arrays["rows"].tobytes(), settings),
+                encoded=encoded,
                 reference=Outputs(arrays["logits"], arrays["head_logits"]),
-                predictions=_unpacked(arrays["predictions"]),
+                predictions=json.loads(arrays["predictions"].tobytes()),
                 cases=cases,
             )
         except (KeyError, ValueError, OSError) as error:
             raise BundleError(f"{path} holds no golden rows ({error}). Copy or export the bundle again.") from error
 
 
-def _packed(values: list[Any]) -> NDArray[np.uint8]:
-    return np.frombuffer(json.dumps(values, ensure_ascii=False).encode(), dtype=np.uint8)
+def _packed(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(text.encode(), dtype=np.uint8)
 
 
-def _unpacked(array: NDArray[np.uint8]) -> list[Any]:
-    values: list[Any] = json.loads(array.tobytes())
-    return values
+def _below(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def verify(bundle: Path | str, *, device: Device = "auto", threads: int | None = None) -> dict[str, Any]:
@@ -162,17 +161,17 @@ def replay(runner: Runner, golden: Golden, *, tolerance: float = TOLERANCE) -> d
     for case in golden.cases:
         answers = runner.session.run(case.feeds)
         measured = _compare(Outputs(answers["logits"], answers["head_logits"]), case.reference, runner, spread)
-        rows, tokens = case.shape
-        measured = {"batch": rows, "length": tokens, "padded": case.padded, **measured}
-        shapes.append(measured)
-        failures += _judged(measured, f"batch {rows} x length {tokens}", tolerance)
+        shape = case.shape
+        shapes.append({**shape, **measured})
+        what = f"batch {shape['batch']}" + (f" x length {shape['length']}" if "length" in shape else "")
+        failures += _judged(measured, what, tolerance)
 
     encoded = runner.prepare(golden.rows)
-    same_tokens = np.array_equal(encoded.offsets, golden.encoded.offsets) and np.array_equal(
-        encoded.ids, golden.encoded.ids
-    )
-    if not same_tokens:
-        failures.append(f"the tokenizer gives other token ids for {_differing(encoded, golden.encoded)} golden rows")
+    failures += [
+        f"{what} for {count} of {len(golden.rows)} golden rows"
+        for what, count in _differing(encoded, golden.encoded).items()
+        if count
+    ]
     batched = runner.run(encoded)
     end_to_end = _compare(batched, golden.reference, runner, spread)
     failures += _judged(end_to_end, f"{len(golden.rows)} whole rows", tolerance)
@@ -240,8 +239,16 @@ def _judged(measured: dict[str, Any], what: str, tolerance: float) -> list[str]:
     return failures
 
 
-def _differing(found: Encoded, expected: Encoded) -> int:
-    return sum(not np.array_equal(found.row(n), expected.row(n)) for n in range(len(expected)))
+def _differing(found: Encoded, expected: Encoded) -> dict[str, int]:
+    """Golden rows whose preprocessing gives something else than at training, in words."""
+    result = {}
+    if found.tokens is not None and expected.tokens is not None:
+        pairs = zip(map(found.tokens.row, range(len(found))), map(expected.tokens.row, range(len(found))), strict=True)
+        result["the tokenizer gives other token ids"] = sum(not np.array_equal(a, b) for a, b in pairs)
+    for name, values in expected.arrays.items():
+        same = (found.arrays[name] == values).reshape(len(values), -1).all(axis=1)
+        result[f"preprocessing gives another {name!r}"] = int((~same).sum())
+    return result
 
 
 def _listed(runner: Runner, failures: list[str]) -> str:

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from levi_serving.errors import RowsFailedError, TableError, UsageError
-from levi_serving.tables import BadRow, Chunk, Format, find_format, opened, require
+from levi_serving.tables import BadRow, Chunk, Format, find_format, located, opened, require
 
 __all__ = ["Predictor", "Summary", "predict_file"]
 
 _JOB = "job.json"
 _AHEAD = 2  # windows prepared while one runs
+_ROWS, _IMAGES = 4096, 256  # rows of a window; a decoded image is some hundred kilobytes
 
 
 class Predictor(Protocol):
@@ -34,13 +35,10 @@ class Predictor(Protocol):
 
     fingerprint: str
     columns: tuple[str, ...]
+    files: tuple[str, ...]
 
-    def problem(self, row: Any) -> str | None:
-        """Why a row cannot be used."""
-        ...
-
-    def prepare(self, rows: Sequence[Any]) -> Any:
-        """Rows to arrays."""
+    def prepare(self, rows: Sequence[Any], *, bad: dict[int, str] | None = None) -> Any:
+        """Rows to arrays; positions of rows that cannot be used, and why, go to ``bad``."""
         ...
 
     def run(self, prepared: Any) -> Any:
@@ -125,15 +123,17 @@ class _Reading:
                 known = True
             self._collide(chunk.columns, where)
             values = {own: chunk.column(name) for own, name in self.columns.items()}
-            keep, rows, bad = [], [], list(chunk.bad)
-            for place, number in enumerate(chunk.numbers):
-                row = {own: cells[place] for own, cells in values.items()}
-                if reason := self.predictor.problem(row):
-                    bad.append(BadRow(number, reason, chunk.take([place]).records()[0]))
-                else:
-                    keep.append(place)
-                    rows.append(row)
-            bad.sort(key=lambda row: row.row)
+            for own in self.predictor.files:
+                values[own] = located(values[own], self.source)
+            rows = [dict(zip(values, cells, strict=True)) for cells in zip(*values.values(), strict=True)]
+            reasons: dict[int, str] = {}
+            prepared = self.predictor.prepare(rows, bad=reasons)
+            keep = [place for place in range(len(rows)) if place not in reasons]
+            bad = [
+                BadRow(chunk.numbers[place], reason, chunk.take([place]).records()[0])
+                for place, reason in reasons.items()
+            ]
+            bad = sorted([*chunk.bad, *bad], key=lambda row: row.row)
             if bad and self.strict:
                 raise TableError(
                     f"{where}, row {bad[0].row}: {bad[0].reason} Stopped there (--strict); rows before it are kept "
@@ -144,7 +144,7 @@ class _Reading:
                 first=first,
                 last=last,
                 chunk=chunk.take(keep),
-                prepared=self.predictor.prepare(rows),
+                prepared=prepared,
                 bad=bad,
                 fraction=_fraction(file, size),
             )
@@ -179,7 +179,7 @@ def predict_file(
     overwrite: bool = False,
     input_format: str | None = None,
     output_format: str | None = None,
-    window_rows: int = 4096,
+    window_rows: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Summary:
     """Predict every row of a file.
@@ -201,7 +201,7 @@ def predict_file(
         overwrite: replace OUTPUT and forget an interrupted run.
         input_format: csv, tsv, jsonl or parquet; by suffix when None.
         output_format: likewise.
-        window_rows: rows in memory at a time.
+        window_rows: rows in memory at a time; 4096, or 256 with images, when None.
         progress: told rows done, rows failed, and the share of the input read (NaN for a pipe).
 
     Returns:
@@ -232,7 +232,7 @@ def predict_file(
             format=reads,
             columns=wanted,
             added=[prefix + name for name in added],
-            rows=window_rows,
+            rows=rows,
             skip=skip,
             strict=strict,
         )
@@ -243,6 +243,7 @@ def predict_file(
         return {prefix + name: values for name, values in table.items()}
 
     tell = progress or (lambda *_: None)
+    rows = window_rows or (_IMAGES if predictor.files else _ROWS)
     if output is None:
         predicted, failed = _stream(reading(0), answers, writes, errors, tell)
         return Summary(predicted, failed, 0, time.perf_counter() - started, None, errors)
@@ -253,7 +254,7 @@ def predict_file(
         "columns": wanted,
         "added": [prefix + name for name in added],
         "formats": [reads.name, writes.name],
-        "window_rows": window_rows,
+        "window_rows": rows,
     }
     parts = _Parts(output, writes, errors)
     skipped = parts.begin(job, resume=resume, overwrite=overwrite)

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from levi_serving.batching import plan
-from levi_serving.bundle import TOKENIZER, Bundle
+from levi_serving.bundle import Bundle
 from levi_serving.errors import ParityError
 from levi_serving.predictions import Outputs, Predictions, finish, table
-from levi_serving.preprocess import Encoded, Row, TextPreprocessor
+from levi_serving.preprocess import Encoded, Preprocessor, Row
 from levi_serving.session import Device, Session
 
 __all__ = ["Runner"]
@@ -54,17 +54,18 @@ class Runner:
         device: Device = "auto",
         threads: int | None = None,
         precision: str | None = None,
-        max_batch_tokens: int = 4096,
+        max_batch_tokens: int = 1024,
         max_batch_rows: int = 128,
     ) -> None:
         self.bundle = Bundle.open(bundle)
         manifest = self.bundle.manifest
         self.task = manifest.task
         self.labels = manifest.labels
-        self.columns: tuple[str, ...] = (manifest.text.column,)
+        self.columns = manifest.preprocessing.names
+        self.files = manifest.preprocessing.files
         self.fingerprint = manifest.digest
         self.graph = self.bundle.graph(precision)
-        self.preprocessor = TextPreprocessor(self.bundle.folder / TOKENIZER, manifest.text)
+        self.preprocessor = Preprocessor(self.bundle.folder, manifest.preprocessing)
         self.session = Session(self.bundle.folder / self.graph.file, device=device, threads=threads)
         self._check_contract()
         self._max_batch_tokens = max_batch_tokens
@@ -72,7 +73,7 @@ class Runner:
         heads = next(tensor.shape[1] for tensor in manifest.outputs if tensor.name == "head_logits")
         self._shape = (int(heads), len(manifest.labels))  # K, C
         for rows in (1, 2):
-            self.run(Encoded.of([[manifest.text.pad_id] * 8] * rows, manifest.text))
+            self.run(Encoded.blank(manifest.preprocessing, rows=rows))
 
     def _check_contract(self) -> None:
         """Hold the loaded graph's names and symbolic shapes against the manifest."""
@@ -99,24 +100,24 @@ class Runner:
             )
 
     def predict(self, rows: Sequence[Row]) -> Predictions:
-        """Answer N rows, each a text or a mapping with the model's column. Order is kept.
+        """Answer N rows, each a mapping with the model's columns, or the value of its only one. Order is kept.
 
         Raises:
             RowError: a row cannot be used; the first such row is named and nothing is predicted.
         """
         return self.finish(self.run(self.prepare(rows)))
 
-    def problem(self, row: Row) -> str | None:
-        """Say why a row cannot be used, or None when it can."""
-        return self.preprocessor.problem(row)
+    def prepare(self, rows: Sequence[Row], *, bad: dict[int, str] | None = None) -> Encoded:
+        """Turn N rows into arrays: tokens, pixels, numbers.
 
-    def prepare(self, rows: Sequence[Row]) -> Encoded:
-        """Tokenise N rows.
+        Args:
+            rows: N rows.
+            bad: rows that cannot be used are left out and told here, position by reason.
 
         Raises:
-            RowError: a row cannot be used.
+            RowError: a row cannot be used and ``bad`` was not given.
         """
-        return self.preprocessor.encode(rows)
+        return self.preprocessor.encode(rows, bad=bad)
 
     def run(self, encoded: Encoded) -> Outputs:
         """Run N prepared rows through the graph, in batches of similar length, and restore their order."""

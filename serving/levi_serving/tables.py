@@ -26,6 +26,7 @@ __all__ = [
     "Format",
     "Records",
     "find_format",
+    "located",
     "opened",
     "read_columns",
     "require",
@@ -187,6 +188,17 @@ def read_columns(path: Path, names: Sequence[str], *, format: str | None = None)
         for name in names:
             result.values[name].extend(chunk.column(name))
     return result
+
+
+def located(cells: Sequence[object], table: Path | None) -> list[object]:
+    """Cells with paths of files, found from where their table lies (a folder of images: from itself).
+
+    A pipe's paths are found from the working directory; what is no text stays as it is.
+    """
+    if table is None:
+        return list(cells)
+    root = table if table.is_dir() else table.parent
+    return [str(root / cell) if isinstance(cell, str) and cell else cell for cell in cells]
 
 
 def opened(source: Path | BinaryIO) -> BinaryIO:

@@ -75,7 +75,7 @@ def test_the_whole_path(levi, table, backbone, cache, tmp_path):
     with output.open(newline="") as file:
         row = next(csv.DictReader(file))
     assert list(row) == [
-        "text", "label", "score", "topics", "split", "prediction", "probability",
+        "text", "label", "score", "topics", "split", "price", "shop", "user", "item", "prediction", "probability",
         "probability_negative", "probability_positive", "disagreement", "head_1", "head_2",
     ]  # fmt: skip
     assert float(row["probability_negative"]) + float(row["probability_positive"]) == pytest.approx(1, abs=1e-5)
@@ -122,7 +122,7 @@ def test_help_names_every_command(levi):
         (["export", "{run}", "-o", "{bundle}"], 2, "exists and is not empty"),
         (["train", "{table}", "-o", "{tmp}/r", "--taps", "2,x"], 2, "--taps is '2,x'"),
         (["train", "{table}", "-o", "{tmp}/r", "--epochs", "0"], 2, "epochs is 0; expected more than 0"),
-        (["train", "{table}", "-o", "{tmp}/r", "--branch", "cnn3"], 2, "branch is 'cnn3'; expected"),
+        (["train", "{table}", "-o", "{tmp}/r", "--branch", "cnn3"], 2, "no branch 'cnn3'"),
         (["train", "{table}", "-o", "{tmp}/r", "--target", "lable"], 1, "Did you mean 'label'?"),
         (["bench", "{bundle}", "--length", "9999", "--quick"], 2, "--length 9999"),
         (["bench", "{bundle}", "--batch-size", "0"], 2, "--batch-size is '0'; expected whole numbers from 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import sys
@@ -18,6 +19,15 @@ from levi_export import export
 from levi_serving import Bundle, Runner, verify
 from levi_serving.bundle import Manifest
 from levi_serving.errors import ParityError, UsageError
+from levi_serving.preprocess import Encoded
+
+
+def answers(run: Run, bundle: Bundle, table) -> np.ndarray:
+    """Rows of the table through the runner, less the torch model's answers, in shares of their spread."""
+    read = list(csv.DictReader(table.read_text().splitlines()))[::7]
+    reference = run.reference()
+    expected = reference.run(reference.prepare(read)).logits
+    return (Runner(bundle.folder).predict(read).logits - expected) / expected.std()
 
 
 @pytest.fixture
@@ -36,6 +46,9 @@ def agrees_with_torch(run: Run, bundle: Bundle, shapes=((1, 1), (1, 16), (3, 37)
         lengths = rng.integers(1, tokens + 1, rows)
         lengths[0] = tokens
         feeds = {"input_ids": ids, "attention_mask": (np.arange(tokens) < lengths[:, None]).astype(np.int64)}
+        feeds["token_type_ids"] = ids % 2
+        further = Encoded.blank(run.preprocessing, rows=rows).arrays
+        feeds |= {name: rng.integers(0, 3, array.shape).astype(array.dtype) for name, array in further.items()}
         expected, found = reference.answer(feeds), runner.session.run(feeds)
         spread = spread or max(expected.head_logits.std(), 1e-3)
         np.testing.assert_allclose(found["logits"], expected.logits, atol=1e-4 * spread, rtol=1e-4)
@@ -48,10 +61,16 @@ def test_the_graph_is_the_torch_model(run, bundle):
 
 VARIANTS = {
     "mean pooling, embeddings tapped": {"model": {"pooling": "mean", "taps": (0, 4)}},
-    "first token, probabilities": {"model": {"pooling": "first", "average": "probabilities", "branch": "none"}},
+    "first token, probabilities": {"model": {"pooling": "first", "average": "probabilities", "branches": ()}},
     "last token, linear heads": {"model": {"pooling": "last", "head_hidden": 0}},
     "multilabel": {"data": {"target": "topics", "task": "multilabel"}, "model": {"average": "probabilities"}},
     "regression": {"data": {"target": "score"}},
+    "convolutions": {"model": {"branches": ("cnn",)}},
+    "recurrent": {"model": {"branches": ("gru",), "pooling": "mean"}},
+    "self-attention": {"model": {"branches": ("transformer",), "pooling": "mean"}},
+    "text and columns": {"data": {"numeric": ("price",), "categorical": ("shop", "item")}},
+    "a graph": {"model": {"branches": ("graph",), "pooling": "mean"}, "data": {"nodes": ("user", "item")}},
+    "pairs": {"data": {"text_pair": "topics"}, "training": {"calibrate": False, "class_weights": "balanced"}},
 }
 
 
@@ -61,6 +80,7 @@ def test_variants(name, table, config, cache, tmp_path):
     run = train(table, tmp_path / "run", replace(config, **sections), cache=cache)
     bundle = export(run.folder, tmp_path / "bundle")
     agrees_with_torch(run, bundle, shapes=((1, 1), (3, 37)))
+    np.testing.assert_allclose(answers(run, bundle, table), 0, atol=1e-4)
     certificate = verify(bundle.folder)
     assert certificate["worst_scaled_error"] < 1e-4
     assert certificate["alone_against_batched"]["max_scaled_error"] < 1e-4
@@ -93,10 +113,10 @@ def test_a_wrong_graph_is_not_kept(run, room, tmp_path, monkeypatch):
     """The averaging is damaged between torch's answers and the trace: nothing may be left."""
     convert = room.convert
 
-    def damaged(levi, **options):
+    def damaged(levi, rows):
         with torch.no_grad():
             levi.ensemble.heads[0].net[0].bias += 0.01
-        return convert(levi, **options)
+        return convert(levi, rows)
 
     monkeypatch.setattr(room, "convert", damaged)
     (tmp_path / "bundle").mkdir()
@@ -147,7 +167,8 @@ def swapped_labels(folder):
 
 def shorter(folder):
     manifest = Manifest.from_json((folder / "levi.json").read_text(), name="levi.json")
-    reseal(folder, text=replace(manifest.text, max_length=9))
+    rows = manifest.preprocessing
+    reseal(folder, preprocessing=replace(rows, text=replace(rows.text, max_length=9)))
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,14 @@ import pytest
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from levi_export.convert import INPUTS, outputs
+from levi_export.convert import outputs
 from levi_export.graph import check
+from levi_serving.bundle import Tensor
 from levi_serving.errors import ParityError
+
+INPUTS = tuple(
+    Tensor(name=name, dtype="int64", shape=("batch", "sequence")) for name in ("input_ids", "attention_mask")
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +84,7 @@ def test_each_weight_once(graph, backbone):
 
 def test_the_branch_and_the_heads_are_named_by_module(graph):
     modules = {node.name.rpartition("/")[0] for node in graph.graph.node}
-    for part in ("ensemble.branch", "ensemble.heads.0", "ensemble.heads.1", "ensemble.pools.0"):
+    for part in ("ensemble.branches.0", "ensemble.heads.0", "ensemble.heads.1", "ensemble.pools.0"):
         assert any(module.startswith(part) for module in modules), part
 
 

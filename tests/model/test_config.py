@@ -30,7 +30,7 @@ def test_taps(taps, depth, expected):
         (lambda: ModelConfig(taps=7).depths(6), "has 6 layers"),
         (lambda: ModelConfig(taps=(3, 2)), "rising order"),
         (lambda: ModelConfig(taps=(-1, 2)), "rising order"),
-        (lambda: ModelConfig(taps=(), branch="none"), "nothing reads the input"),
+        (lambda: ModelConfig(taps=(), branches=()), "nothing reads the input"),
         (lambda: ModelConfig(branch_dropout=1.0), "branch_dropout is 1.0"),
         (lambda: ModelConfig(queries=0), "queries is 0"),
         (lambda: TrainingConfig(learning_rate=-1.0), "learning_rate is -1.0"),

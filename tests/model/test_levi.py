@@ -7,11 +7,14 @@ import torch
 from transformers import AutoModel
 
 from levi_deploy.config import ModelConfig
-from levi_deploy.model import Backbone, Ensemble, Levi
+from levi_deploy.model import Backbone, Levi
 from levi_deploy.model.heads import average, loss
 from levi_deploy.model.levi import stage_of
 from levi_deploy.model.pooling import AttentionPooling, FixedPooling
+from levi_deploy.training.checkpoint import build
 from levi_serving.errors import UsageError
+from levi_serving.preprocess import Preprocessing
+from levi_serving.text import TextSettings
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +24,16 @@ def batch():
     return torch.randint(5, 40, (3, 5)), mask
 
 
+def named(batch):
+    return dict(zip(("input_ids", "attention_mask"), batch, strict=True))
+
+
 @pytest.mark.parametrize("taps", [(0,), (0, 2), (1, 2, 3), (4,), (0, 1, 2, 3, 4)])
 def test_taps_are_transformers_hidden_states(backbone, batch, taps):
     whole = AutoModel.from_pretrained(backbone).eval()
     with torch.no_grad():
         expected = whole(*batch, output_hidden_states=True).hidden_states
-        found = Backbone.load(str(backbone), lambda _: taps)(*batch)
+        found = Backbone.load(str(backbone), lambda _: taps)(named(batch))
     for tap, hidden in zip(taps, found, strict=True):
         real = batch[1].bool()
         torch.testing.assert_close(hidden[real], expected[tap][real], rtol=1e-5, atol=1e-6)
@@ -42,7 +49,7 @@ def test_backbone_is_frozen_and_stays_in_evaluation_mode(backbone, batch):
     assert not any(p.requires_grad for p in levi.backbone.parameters())
     assert not any(module.training for module in levi.backbone.modules())
     assert levi.ensemble.training
-    first, second = levi.backbone(*batch), levi.backbone(*batch)
+    first, second = levi.backbone(named(batch)), levi.backbone(named(batch))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -68,14 +75,15 @@ def test_incomplete_checkpoint_is_refused(backbone, tmp_path):
 def _levi(backbone, **changes) -> Levi:
     config = ModelConfig(backbone=str(backbone), taps=(1, 3), queries=2, **changes)
     loaded = Backbone.load(str(backbone), config.depths)
-    ensemble = Ensemble(config, loaded.identity, taps=loaded.taps, task="classification", outputs=3)
+    rows = Preprocessing(text=TextSettings())
+    ensemble = build(config, loaded.identity, rows, loaded.taps, task="classification", outputs=3)
     return Levi(loaded, ensemble).eval()
 
 
 @pytest.mark.parametrize("pooling", ["attention", "mean", "first", "last"])
-@pytest.mark.parametrize("branch", ["mlp", "none"])
-def test_a_row_answers_alike_alone_and_padded(backbone, batch, pooling, branch):
-    levi = _levi(backbone, pooling=pooling, branch=branch)
+@pytest.mark.parametrize("branches", [("mlp",), ("cnn", "gru"), ("transformer",), ()])
+def test_a_row_answers_alike_alone_and_padded(backbone, batch, pooling, branches):
+    levi = _levi(backbone, pooling=pooling, branches=branches)
     with torch.no_grad():
         logits, head_logits = levi(*batch)
         assert logits.shape == (3, 3)
@@ -144,8 +152,8 @@ def test_stages_go_in_order_and_the_last_head_reads_the_last(heads, stages, expe
 
 
 def test_without_a_norm_per_tap_scale_would_matter(backbone, batch):
-    levi = _levi(backbone, branch="none", pooling="mean")
-    hidden = levi.backbone(*batch)
-    logits, _ = levi.ensemble(hidden, *batch)
-    scaled, _ = levi.ensemble([1000 * tap for tap in hidden], *batch)
+    levi = _levi(backbone, branches=(), pooling="mean")
+    hidden = levi.backbone(named(batch))
+    logits, _ = levi.ensemble(hidden, named(batch))
+    scaled, _ = levi.ensemble([1000 * tap for tap in hidden], named(batch))
     torch.testing.assert_close(scaled, logits, rtol=1e-3, atol=1e-3)

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from levi_serving.batching import padded_tokens, plan
-from levi_serving.preprocess import Encoded, TextSettings
+from levi_serving.preprocess import Encoded, Preprocessing
+from levi_serving.text import TextSettings, Tokens
 
 lengths = st.lists(st.integers(0, 300), max_size=200).map(lambda values: np.asarray(values, dtype=np.int64))
 
@@ -30,7 +31,8 @@ def test_sorting_pads_less_than_taking_rows_as_they_come():
 @given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=12), min_size=1, max_size=30), st.data())
 def test_a_batch_pads_each_row_with_its_own_tokens(rows, data):
     side = data.draw(st.sampled_from(["left", "right"]))
-    encoded = Encoded.of(rows, TextSettings(pad_id=0, padding_side=side))
+    text = TextSettings(pad_id=0, padding_side=side)
+    encoded = Encoded(Preprocessing(text=text), Tokens.of(rows, text))
     chosen = data.draw(st.permutations(range(len(rows))))
     feeds = encoded.batch(chosen)
     assert feeds["input_ids"].shape == (len(rows), max(map(len, rows)))

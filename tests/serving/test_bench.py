@@ -155,14 +155,14 @@ def test_offline_hands_over_everything():
 
 
 def test_workloads_are_real_text_of_exact_length(runner, texts):
-    for workload in fixed(runner.preprocessor, texts, batch_sizes=[1, 3], lengths=[5, 48]):
+    for workload in fixed(runner.preprocessor, [{"text": text} for text in texts], batch_sizes=[1, 3], lengths=[5, 48]):
         for batch in workload.batches:
             assert len(batch) == workload.batch_size
             assert set(runner.prepare(batch).lengths.tolist()) == {workload.length}
     with pytest.raises(UsageError, match="--length 49: .* takes at most 48"):
-        fixed(runner.preprocessor, texts, batch_sizes=[1], lengths=[49])
+        fixed(runner.preprocessor, [{"text": text} for text in texts], batch_sizes=[1], lengths=[49])
     with pytest.raises(UsageError, match="--length 2: "):
-        fixed(runner.preprocessor, texts, batch_sizes=[1], lengths=[2])
+        fixed(runner.preprocessor, [{"text": text} for text in texts], batch_sizes=[1], lengths=[2])
     (workload,) = real(texts[:10], batch_sizes=[4])
     assert [len(batch) for batch in workload.batches] == [4, 4]
     with pytest.raises(UsageError, match="--batch-size 11 needs as many rows"):
@@ -170,7 +170,11 @@ def test_workloads_are_real_text_of_exact_length(runner, texts):
 
 
 def test_a_report_for_people_names_machine_and_definitions(runner, texts):
-    measured = single([runner], fixed(runner.preprocessor, texts, batch_sizes=[1], lengths=[8])[0], duration_s=0.2)
+    measured = single(
+        [runner],
+        fixed(runner.preprocessor, [{"text": text} for text in texts], batch_sizes=[1], lengths=[8])[0],
+        duration_s=0.2,
+    )
     page = str(Report([measured], [runner], quick=True))
     assert "usable cores" in page
     assert "provider CPUExecutionProvider" in page

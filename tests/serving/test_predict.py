@@ -42,7 +42,7 @@ def rows_of(path: Path):
 
 
 def errors_of(path: Path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 text = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"), max_size=12)
@@ -181,9 +181,9 @@ class Broken(Echo):
         if verb == self.verb and not self.left[verb]:
             raise RuntimeError("broken " + verb)
 
-    def prepare(self, rows):
+    def prepare(self, rows, *, bad=None):
         self._count("prepare")
-        return super().prepare(rows)
+        return super().prepare(rows, bad=bad)
 
     def run(self, prepared):
         self._count("run")
@@ -280,9 +280,9 @@ def test_preparing_overlaps_running(tmp_path):
     trace: list[tuple[str, str]] = []
 
     class Traced(Echo):
-        def prepare(self, rows):
+        def prepare(self, rows, *, bad=None):
             trace.append(("prepare", threading.current_thread().name))
-            return super().prepare(rows)
+            return super().prepare(rows, bad=bad)
 
         def run(self, prepared):
             trace.append(("run", threading.current_thread().name))

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from levi_serving.errors import BundleError, RowError
-from levi_serving.preprocess import TextPreprocessor, TextSettings
+from levi_serving.preprocess import Preprocessing, Preprocessor
+from levi_serving.text import TextSettings
 
 MESSY = [
     "Café — naïve!",
@@ -24,7 +25,7 @@ MESSY = [
 
 @pytest.fixture(scope="module")
 def preprocessor(run):
-    return TextPreprocessor(run.tokenizer, run.text)
+    return Preprocessor(run.folder, run.preprocessing)
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +39,21 @@ def ids(reference, text, length):
 
 @pytest.mark.parametrize("text", MESSY)
 def test_messy_text_has_the_ids_of_transformers(preprocessor, reference, text):
-    assert preprocessor.encode([text]).row(0).tolist() == ids(reference, text, 48)
+    assert preprocessor.encode([text]).tokens.row(0).tolist() == ids(reference, text, 48)
 
 
 @given(st.text(min_size=1).filter(lambda text: not text.isspace()))
 @settings(max_examples=200, deadline=None)
 def test_any_text_has_the_ids_of_transformers(preprocessor, reference, text):
-    assert preprocessor.encode([text]).row(0).tolist() == ids(reference, text, 48)
+    assert preprocessor.encode([text]).tokens.row(0).tolist() == ids(reference, text, 48)
 
 
 def test_padding_and_truncation_inside_the_file_have_no_effect(preprocessor, backbone):
     assert '"Fixed":40' in (backbone / "tokenizer.json").read_text().replace(" ", "")
-    own = TextPreprocessor(backbone / "tokenizer.json", preprocessor.settings)
+    own = Preprocessor(backbone, preprocessor.settings)
     text = "the kettle was very good for the tent"
-    assert own.encode([text]).row(0).tolist() == preprocessor.encode([text]).row(0).tolist()
-    assert len(own.encode([text]).row(0)) == 10
+    assert own.encode([text]).tokens.row(0).tolist() == preprocessor.encode([text]).tokens.row(0).tolist()
+    assert len(own.encode([text]).tokens.row(0)) == 10
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,10 @@ def test_padding_and_truncation_inside_the_file_have_no_effect(preprocessor, bac
     ],
 )
 def test_rows_that_cannot_be_used(preprocessor, row, says):
-    assert says in preprocessor.problem(row)
+    bad = {}
+    assert len(preprocessor.encode(["good", row, "bad"], bad=bad)) == 2
+    assert list(bad) == [1]
+    assert says in bad[1]
     with pytest.raises(RowError) as caught:
         preprocessor.encode(["good", row])
     assert caught.value.row == 1
@@ -83,16 +87,16 @@ def test_no_rows(preprocessor):
 
 @pytest.mark.parametrize("length", [3, 4, 17, 48])
 def test_text_of_an_exact_length(preprocessor, texts, length):
-    assert len(preprocessor.encode([preprocessor.text_of(length, texts)]).row(0)) == length
+    assert len(preprocessor.encode([preprocessor.tokenization.text_of(length, texts)]).tokens.row(0)) == length
 
 
 @pytest.mark.parametrize("length", [1, 2, 49])
 def test_lengths_that_no_text_has(preprocessor, texts, length):
     with pytest.raises(ValueError, match="no text of exactly"):
-        preprocessor.text_of(length, texts)
+        preprocessor.tokenization.text_of(length, texts)
 
 
 def test_not_a_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(BundleError, match="no tokenizer file"):
-        TextPreprocessor(tmp_path / "tokenizer.json", TextSettings())
+        Preprocessor(tmp_path, Preprocessing(text=TextSettings()))

@@ -42,10 +42,12 @@ def test_what_a_run_holds(run, config):
     assert [record["epoch"] for record in log] == list(range(1, run.record["epochs"] + 1))
     best = min(log, key=lambda record: record["validation_loss"])
     assert run.record["best_epoch"] == best["epoch"]
-    assert run.record["validation"]["log_loss"] == pytest.approx(best["validation_loss"], abs=1e-5)
+    assert weights(run)["temperature"].item() == pytest.approx(run.record["temperature"], abs=1e-4)
     assert Run.open(run.folder).config == config
     assert str(run.folder.parent) not in (run.folder / "run.json").read_text().replace(config.model.backbone, "")
-    assert run.record["parameters"]["trained"] == sum(w.size for w in weights(run).values()) - 2  # shift, scale
+    assert (
+        run.record["parameters"]["trained"] == sum(w.size for w in weights(run).values()) - 3
+    )  # shift, scale, temperature
 
 
 def test_the_same_seed_gives_the_same_bits(run, table, config, cache, tmp_path):
@@ -104,6 +106,7 @@ def test_baselines_are_the_same_model(table, config, cache, tmp_path):
     probe = train(table, tmp_path / "probe", replace(config, model=linear_probe(config.model, 4)), cache=cache)
     assert sorted(weights(probe)) == [
         "heads.0.net.bias", "heads.0.net.weight", "heads.0.norm.bias", "heads.0.norm.weight", "scale", "shift",
+        "temperature",
     ]  # fmt: skip
     alone = train(table, tmp_path / "alone", replace(config, model=branch_alone(config.model)), cache=cache)
     assert alone.taps == ()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from levi_serving.bench.scenarios import Workload
 from levi_serving.errors import UsageError
-from levi_serving.preprocess import Row, TextPreprocessor
+from levi_serving.preprocess import Preprocessor, Row
 
 __all__ = ["fixed", "real"]
 
@@ -14,23 +14,31 @@ _DIFFERENT = 8  # batches before they repeat
 
 
 def fixed(
-    preprocessor: TextPreprocessor,
-    texts: Sequence[str],
+    preprocessor: Preprocessor,
+    rows: Sequence[Mapping[str, object]],
     *,
     batch_sizes: Sequence[int],
     lengths: Sequence[int],
 ) -> list[Workload]:
-    """Real text cut to exact lengths, for every batch size x length.
+    """Real rows with their text cut to exact lengths, for every batch size x length.
 
     Raises:
-        UsageError: a length is more than the model takes, or no text has it.
+        UsageError: a length is more than the model takes, no text has it, or the model does not read one text.
     """
+    tokenization = preprocessor.tokenization
+    if tokenization is None or tokenization.settings.pair:
+        raise UsageError("--length cuts a row's one text, but this model reads none or two. Leave --length out.")
+    column = tokenization.settings.column
+    texts = [str(row[column]) for row in rows]
     workloads = []
     for length in lengths:
         try:
-            cut = [preprocessor.text_of(length, [*texts[n:], *texts[:n]]) for n in range(min(_DIFFERENT, len(texts)))]
+            cut = [
+                {**rows[n], column: tokenization.text_of(length, [*texts[n:], *texts[:n]])}
+                for n in range(min(_DIFFERENT, len(texts)))
+            ]
         except ValueError as error:
-            limit = preprocessor.settings.max_length
+            limit = tokenization.settings.max_length
             raise UsageError(f"--length {length}: {error}; the model takes at most {limit} tokens.") from error
         for size in batch_sizes:
             batches = [[cut[(start + n) % len(cut)] for n in range(size)] for start in range(len(cut))]

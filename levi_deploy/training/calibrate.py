@@ -1,0 +1,61 @@
+"""One temperature for the average's logits, from ID validation. Knows no model and no file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from levi_serving.errors import UsageError
+from levi_serving.predictions import Task
+
+__all__ = ["temperature"]
+
+_LOW, _HIGH = 0.05, 20.0
+
+
+def temperature(logits: NDArray[np.float32], targets: NDArray[Any], *, task: Task) -> float:
+    """The temperature that makes the average's probabilities most likely (Guo et al. 2017).
+
+    Where every row is right, ever smaller temperatures would be ever likelier. So targets are smoothed by
+    one more row of each class (as Platt 1999 does): a hundred rows without an error bear out 99 %, not more.
+
+    Args:
+        logits: the average's, (N, C), before any temperature.
+        targets: (N,) class numbers, or (N, C) zeros and ones.
+        task: classification or multilabel.
+
+    Returns:
+        From 0.05 to 20; above 1 where the model was too sure.
+
+    Raises:
+        UsageError: regression has no probabilities.
+    """
+    if task == "regression":
+        raise UsageError("A temperature calibrates probabilities, and regression has none.")
+    scores, answers = torch.from_numpy(logits).double(), torch.from_numpy(targets)
+    count, classes = scores.shape
+
+    def loss(logarithm: float) -> float:
+        scaled = scores / float(np.exp(logarithm))
+        return float(_smoothed(scaled, answers, task, count, classes))
+
+    low, high = float(np.log(_LOW)), float(np.log(_HIGH))
+    best = 0.0
+    for _ in range(4):  # a grid, refined around its best point
+        grid = np.linspace(low, high, 41)
+        best = float(min(grid, key=loss))
+        step = grid[1] - grid[0]
+        low, high = max(best - step, float(np.log(_LOW))), min(best + step, float(np.log(_HIGH)))
+    return float(np.exp(best))
+
+
+def _smoothed(logits: Tensor, targets: Tensor, task: Task, count: int, classes: int) -> Tensor:
+    if task == "classification":
+        return F.cross_entropy(logits, targets, label_smoothing=classes / (count + classes))
+    share = 2 / (count + 2)
+    return F.binary_cross_entropy_with_logits(logits, targets.double() * (1 - share) + share / 2)
