@@ -67,7 +67,7 @@ def convert(levi: Levi, preprocessing: Preprocessing) -> ir.Model:
     names = inputs(levi, preprocessing)
     example = _example(preprocessing)
     if levi.backbone is not None:
-        levi.backbone.model.set_attn_implementation("eager")  # type: ignore[operator]
+        levi.backbone.model.set_attn_implementation("eager")
     dynamic = {
         tensor.name: {n: size for n, size in enumerate(tensor.shape) if isinstance(size, str)} for tensor in names
     }

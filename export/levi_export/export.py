@@ -152,7 +152,7 @@ def _described(trained: Run, levi: Levi, structure: Structure) -> dict[str, Any]
 
 def _config(trained: Run, levi: Levi) -> dict[str, Any]:
     """The backbone's configuration with this task's labels, for programs that expect a ``config.json``."""
-    config: dict[str, Any] = levi.backbone.model.config.to_dict() if levi.backbone is not None else {}  # type: ignore[union-attr, operator]
+    config: dict[str, Any] = levi.backbone.model.config.to_dict() if levi.backbone is not None else {}
     kinds = {
         "classification": "single_label_classification",
         "multilabel": "multi_label_classification",

@@ -1,11 +1,16 @@
 """The frozen backbone f: hidden states at the tapped depths, and not a layer more.
 
-The only file of the model that knows transformers. It knows no branch, no head and no training.
+The only file of the model that knows transformers' models. It knows no branch, no head and no training.
+
+One mechanism serves every family: the layers are the model's outermost list of modules, a tap is what
+goes into the first or comes out of one of them, and the widths are seen in one small run. So a new
+family needs no code; where something behind the layers does not survive their cut, a line in ``_ENDS``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,13 +20,29 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import (
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+)
 from transformers.utils import logging
 
 from levi_serving.errors import UsageError
 from levi_serving.text import TextSettings
 
 __all__ = ["Backbone", "Identity", "save_tokenizer"]
+
+_LARGE = 2_000_000_000  # parameters; a half-precision checkpoint above it is not widened to float32
+_ENDS = {  # by family: what follows the layers and fits only the last one's channels
+    "convnext": ("layernorm",),
+    "convnextv2": ("layernorm",),
+    "mobilenet_v2": ("conv_1x1",),
+    "swin": ("layernorm",),
+    "swinv2": ("layernorm",),
+}
+
+_OFFSET_POSITIONS = ("camembert", "mpnet", "roberta", "xlm-roberta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +52,14 @@ class Identity:
     Attributes:
         name: the hub id, or the folder's own name: never a path of this machine.
         digest: SHA-256 over the names, shapes and values of all its weights, before any cut.
-        depth: L, its layers.
+        depth: L, its layers; of convolutional and Swin models their stages or blocks, as transformers lists them.
         widths: D of the hidden states at depths 0 … L.
         parameters: how many weights it has, before any cut.
-        vocabulary: token ids it knows.
+        vocabulary: token ids it knows; 0 for images.
+        modality: what it reads.
+        causal: whether a token sees only those before it.
+        type_vocabulary: token types it knows; 0 where it takes none.
+        image_size: height and width it was made for, in pixels, where it says so.
     """
 
     name: str
@@ -43,64 +68,81 @@ class Identity:
     widths: tuple[int, ...]
     parameters: int
     vocabulary: int
-    modality: Literal["text", "image"] = "text"
-    causal: bool = False
-    type_vocabulary: int = 0
-    image_size: int | None = None
+    modality: Literal["text", "image"]
+    causal: bool
+    type_vocabulary: int
+    image_size: int | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
 
 
 class Backbone(nn.Module):
     """A pre-trained encoder that stays frozen and in evaluation mode, cut above its deepest tap.
 
     Tap 0 is what enters the first layer (the embeddings), tap l the output of layer l, and tap L the
-    model's last hidden state, a final norm included: transformers' ``hidden_states``.
+    model's last hidden state, a final norm included. Feature maps (B, C, h, w) become h · w tokens.
 
     Args:
-        model: as ``transformers.AutoModel`` loads it.
+        model: as transformers loads it.
         identity: which one it is.
         taps: t_1 < … < t_K.
+
+    Attributes:
+        inputs: the names of the inputs it reads.
     """
 
-    def __init__(self, model: nn.Module, identity: Identity, taps: tuple[int, ...]) -> None:
+    def __init__(self, model: Any, identity: Identity, taps: tuple[int, ...]) -> None:
         super().__init__()
         self.identity = identity
         self.taps = taps
-        self.inputs: tuple[str, ...] = ("input_ids", "attention_mask")
-        layers = _layers(model, identity)
+        self.inputs: tuple[str, ...] = ("pixel_values",)
+        if identity.modality == "text":
+            self.inputs = ("input_ids", "attention_mask")
+            if identity.type_vocabulary > 1:
+                self.inputs += ("token_type_ids",)
+        layers = _layers(model)
+        if max(taps, default=0) < identity.depth:
+            for name in _ENDS.get(model.config.model_type, ()):
+                setattr(model, name, nn.Identity())
         del layers[max(taps, default=0) :]
-        self.model = model.requires_grad_(False).eval()
+        self.model: Any = model.requires_grad_(False).eval()
+        takes = inspect.signature(model.forward).parameters
+        self._positions = identity.causal and "position_ids" in takes
+        self._interpolates = "interpolate_pos_encoding" in takes
         self._seen: dict[int, Tensor] = {}
-        for number, layer in enumerate(layers):
-            if number in taps:
-                layer.register_forward_pre_hook(self._remember_input(number), with_kwargs=True)
-            if number + 1 in taps and number + 1 < identity.depth:
-                layer.register_forward_hook(self._remember_output(number + 1))
+        if 0 in taps and len(layers):
+            layers[0].register_forward_pre_hook(self._remember_input, with_kwargs=True)
+        for number, layer in enumerate(layers, start=1):
+            if number in taps and number < identity.depth:
+                layer.register_forward_hook(self._remember_output(number))
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002  # nn.Module's own signature
-        """Stay in evaluation mode: the backbone is frozen, its drop-out included."""
+        """Stay in evaluation mode: the backbone is frozen, its drop-out and its batch statistics included."""
         return super().train(False)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Run the backbone once.
 
         Args:
-            inputs: by name; those of ``self.inputs`` are read.
+            inputs: by name; those of ``self.inputs`` are read. ``token_type_ids`` may be left out.
 
         Returns:
-            The hidden states of the K taps, (B, T, D) each.
+            The hidden states of the K taps, (B, T, D) float32 each; an image's T and D may differ.
         """
-        answer = self.model(**{name: inputs[name] for name in self.inputs if name in inputs})
+        given: dict[str, Any] = {name: inputs[name] for name in self.inputs if name in inputs}
+        if self._positions:  # counted from a row's first real token, so that padding on the left moves nothing
+            given["position_ids"] = (given["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+        if self._interpolates:
+            given["interpolate_pos_encoding"] = given["pixel_values"].shape[-1] != self.identity.image_size
+        if "pixel_values" in given:
+            given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
+        last = self.model(**given).last_hidden_state
         seen, self._seen = self._seen, {}
-        return [seen.get(tap, answer.last_hidden_state) for tap in self.taps]
+        return [_tokens(seen.get(tap, last)) for tap in self.taps]
 
-    def _remember_input(self, tap: int) -> Any:
-        if tap > 0:
-            return lambda *_: None
-
-        def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._seen[tap] = args[0] if args else kwargs["hidden_states"]
-
-        return remember
+    def _remember_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._seen[0] = args[0] if args else kwargs["hidden_states"]
 
     def _remember_output(self, tap: int) -> Any:
         def remember(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
@@ -113,7 +155,8 @@ class Backbone(nn.Module):
         """Load a backbone by hub id or folder.
 
         Args:
-            source: what ``AutoModel.from_pretrained`` takes.
+            source: a hub id or a folder, with the model's configuration and weights. Of T5 and its kin
+                the encoder is loaded, of CLIP and SigLIP the vision tower.
             taps: a function from the depth L to t_1 < … < t_K; it may refuse.
             digest: the digest it must have.
 
@@ -122,13 +165,19 @@ class Backbone(nn.Module):
         """
         model, missing = _load(source)
         config = model.config
+        text = model.main_input_name == "input_ids"
+        size = getattr(config, "image_size", None)
         identity = Identity(
             name=Path(source).name if Path(source).exists() else source,
             digest=_digest(model, missing),
-            depth=int(config.num_hidden_layers),
-            widths=(int(config.hidden_size),) * (1 + int(config.num_hidden_layers)),
+            depth=len(_layers(model)),
+            widths=_widths(model),
             parameters=sum(p.numel() for p in model.parameters()),
-            vocabulary=int(config.vocab_size),
+            vocabulary=int(config.vocab_size) if text else 0,
+            modality="text" if text else "image",
+            causal=text and _causal(model),
+            type_vocabulary=_type_vocabulary(model) if text else 0,
+            image_size=int(size[-1] if isinstance(size, list | tuple) else size) if not text and size else None,
         )
         if digest is not None and identity.digest != digest:
             raise UsageError(
@@ -136,6 +185,11 @@ class Backbone(nn.Module):
                 f"with {digest[:12]}…: its weights have changed. Give the folder of the original weights."
             )
         return cls(model, identity, taps(identity.depth))
+
+
+def _tokens(hidden: Tensor) -> Tensor:
+    """(B, T, D) in float32; a feature map's places are tokens."""
+    return (hidden.flatten(2).transpose(1, 2) if hidden.dim() == 4 else hidden).float()
 
 
 @contextmanager
@@ -155,40 +209,126 @@ def _quiet() -> Iterator[None]:
 
 
 def _load(source: str) -> tuple[Any, set[str]]:
+    """The model, and the names of weights its checkpoint lacks and may lack."""
     try:
         with _quiet():
-            model, info = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+            config = AutoConfig.from_pretrained(source)
+            kind, config = _kind(source, config)
+            with torch.device("meta"):
+                parameters = sum(p.numel() for p in kind._from_config(config).parameters())
+            dtype = torch.float32 if parameters < _LARGE else "auto"
+            model, info = kind.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
             f"The backbone {source!r} cannot be loaded: {reason} "
             "Give a hub id, or a folder with config.json and the weights."
         ) from error
-    needed = {"num_hidden_layers", "hidden_size", "vocab_size"}
-    lacking = [name for name in sorted(needed) if not isinstance(getattr(model.config, name, None), int)]
-    if lacking or getattr(model.config, "is_encoder_decoder", False):
-        what = "is an encoder-decoder" if not lacking else f"states no {', '.join(lacking)}"
-        raise UsageError(
-            f"The backbone {source!r} ({model.config.model_type}) {what}; expected a text encoder such as BERT."
-        )
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
+    _check_layers(source, model)
     missing = set(info["missing_keys"])
     if lost := sorted(name for name in missing if "pooler" not in name):
         raise UsageError(
             f"The backbone {source!r} has no weights for {lost[0]} and {len(lost) - 1} others: the file is not a "
             f"whole {model.config.model_type} model. Give the folder of a complete checkpoint."
         )
-    return model, missing
+    return model.eval(), missing
 
 
-def _layers(model: nn.Module, identity: Identity) -> nn.ModuleList:
-    """The list of the L layers, found by its length: every family names it otherwise."""
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == identity.depth]
-    if len(found) != 1:
+def _kind(source: str, config: Any) -> tuple[Any, Any]:
+    """The class to load, and its configuration: the part of a larger model that gives hidden states of one input.
+
+    Raises:
+        UsageError: the family has no such part.
+    """
+    family = config.model_type
+    if type(vision := getattr(config, "vision_config", None)) in MODEL_MAPPING:
+        config = vision
+    kinds: Any = MODEL_FOR_TEXT_ENCODING_MAPPING if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING else MODEL_MAPPING
+    if type(config) not in kinds:
+        raise UsageError(f"The backbone {source!r} ({family}) is no model that transformers loads for hidden states.")
+    if kinds is MODEL_MAPPING and getattr(config, "is_encoder_decoder", False):
         raise UsageError(
-            f"The backbone {identity.name!r} ({type(model).__name__}) cannot be tapped: {len(found)} lists of "
-            f"{identity.depth} layers were found in it, expected one. Choose another family."
+            f"The backbone {source!r} ({family}) is an encoder-decoder whose encoder cannot be loaded alone. "
+            "Choose an encoder, a decoder, a T5 or a vision model."
         )
-    return found[0]
+    kind = kinds[type(config)]
+    if kind.main_input_name not in ("input_ids", "pixel_values"):
+        raise UsageError(
+            f"The backbone {source!r} ({family}) reads {kind.main_input_name}; expected a model of texts or images."
+        )
+    return kind, config
+
+
+def _lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The lists of modules that lie in no other list, by name."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(outer + ".") for outer in found):
+            found[name] = module
+    return found
+
+
+def _layers(model: nn.Module) -> nn.ModuleList:
+    """The list of the L layers: the longest of the outermost lists."""
+    return max(_lists(model).values(), key=len)
+
+
+def _check_layers(source: str, model: Any) -> None:
+    lists, family = _lists(model), model.config.model_type
+    stated = getattr(model.config, "num_hidden_layers", None)
+    if not lists or (isinstance(stated, int) and stated != len(_layers(model))):
+        found = ", ".join(f"{name} with {len(modules)}" for name, modules in lists.items()) or "none"
+        raise UsageError(
+            f"The backbone {source!r} ({family}) cannot be tapped: expected one list of {stated or 'its'} layers, "
+            f"found {found}. Models that share a layer between depths, as ALBERT does, are not supported."
+        )
+
+
+@torch.no_grad()
+def _widths(model: Any) -> tuple[int, ...]:
+    """D at each depth 0 … L, seen in a run of one small row."""
+    layers, seen = _layers(model), dict[int, int]()
+
+    def width(hidden: Any) -> int:
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        return int(hidden.shape[1] if hidden.dim() == 4 else hidden.shape[-1])
+
+    def enter(_: Any, args: Any, kwargs: Any) -> None:
+        seen[0] = width(args[0] if args else kwargs["hidden_states"])
+
+    def leave(number: int) -> Any:
+        return lambda _, __, output: seen.__setitem__(number, width(output))
+
+    hooks = [layers[0].register_forward_pre_hook(enter, with_kwargs=True)]
+    hooks += [layer.register_forward_hook(leave(number)) for number, layer in enumerate(layers, start=1)]
+    try:
+        if model.main_input_name == "input_ids":
+            ids = torch.ones(1, 4, dtype=torch.int64)
+            answer = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        else:
+            size = getattr(model.config, "image_size", None) or 64
+            sides = size if isinstance(size, list | tuple) else (size, size)
+            answer = model(pixel_values=torch.zeros(1, 3, *sides, dtype=model.dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    seen[len(layers)] = width(answer.last_hidden_state)
+    return tuple(seen[depth] for depth in range(len(layers) + 1))
+
+
+@torch.no_grad()
+def _causal(model: Any) -> bool:
+    """Whether a later token leaves the first one's hidden state as it is."""
+    rows = torch.tensor([[1, 1, 1], [1, 1, 2]])
+    hidden = model(input_ids=rows, attention_mask=torch.ones_like(rows)).last_hidden_state
+    return bool(torch.allclose(hidden[0, 0], hidden[1, 0], atol=1e-6))
+
+
+def _type_vocabulary(model: Any) -> int:
+    takes = "token_type_ids" in inspect.signature(model.forward).parameters
+    return int(getattr(model.config, "type_vocab_size", 0) or 0) if takes else 0
 
 
 def _digest(model: nn.Module, missing: set[str]) -> str:
@@ -201,7 +341,9 @@ def _digest(model: nn.Module, missing: set[str]) -> str:
     return digest.hexdigest()
 
 
-def save_tokenizer(source: str, path: Path, *, column: str, max_length: int, pair: str | None = None) -> TextSettings:
+def save_tokenizer(
+    source: str, path: Path, *, column: str, max_length: int, pair: str | None = None, causal: bool = False
+) -> TextSettings:
     """Write the backbone's tokenizer as one ``tokenizer.json`` and say how it pads and cuts.
 
     Args:
@@ -209,14 +351,14 @@ def save_tokenizer(source: str, path: Path, *, column: str, max_length: int, pai
         path: where the file goes; padding and truncation are taken out of it.
         column: of the rows, with the text.
         pair: of the rows, with the second text.
+        causal: whether the backbone is; others are padded on the right.
         max_length: the most tokens wanted.
 
     Returns:
         The settings for ``levi_serving.preprocess``.
 
     Raises:
-        UsageError: there is no fast tokenizer, no padding token, or ``max_length`` is more than the
-            tokenizer allows.
+        UsageError: there is no fast tokenizer, or ``max_length`` is more than it or the positions allow.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -225,10 +367,8 @@ def save_tokenizer(source: str, path: Path, *, column: str, max_length: int, pai
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UsageError(f"{source!r} has no fast tokenizer (tokenizer.json), which serving without torch needs.")
-    if max_length > tokenizer.model_max_length:
-        raise UsageError(
-            f"max_length is {max_length}, but {source!r} takes at most {tokenizer.model_max_length} tokens."
-        )
+    if max_length > (most := min(tokenizer.model_max_length, _positions(source))):
+        raise UsageError(f"max_length is {max_length}, but {source!r} takes at most {most} tokens.")
     backend.no_padding()
     backend.no_truncation()
     path.write_text(backend.to_str(), encoding="utf-8")
@@ -236,6 +376,15 @@ def save_tokenizer(source: str, path: Path, *, column: str, max_length: int, pai
         column=column,
         pair=pair,
         max_length=max_length,
-        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0,
-        padding_side="left" if tokenizer.padding_side == "left" else "right",
+        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0,
+        padding_side="left" if causal and tokenizer.padding_side == "left" else "right",
     )
+
+
+def _positions(source: str) -> int:
+    """Tokens that a model's positions allow; RoBERTa and its kin count from the padding id onwards."""
+    config = AutoConfig.from_pretrained(source)
+    most = getattr(config, "max_position_embeddings", None)
+    if not isinstance(most, int) or most <= 0:
+        return 2**31
+    return most - (1 + config.pad_token_id if config.model_type in _OFFSET_POSITIONS else 0)

@@ -198,7 +198,12 @@ def _preprocessing(config: Config, backbone: Backbone, rows: Dataset, folder: Pa
     text = image = columns = None
     if data.text is not None:
         text = save_tokenizer(
-            model.backbone, folder / TOKENIZER, column=data.text, pair=data.text_pair, max_length=model.max_length
+            model.backbone,
+            folder / TOKENIZER,
+            column=data.text,
+            pair=data.text_pair,
+            max_length=model.max_length,
+            causal=backbone.identity.causal,
         )
     if data.image is not None and modality == "image":
         image = image_settings(model.backbone, column=data.image, size=model.image_size)
