@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -76,11 +77,14 @@ def train(
     _check_output(output, asked, resume=resume, overwrite=overwrite)
     table = learn(data, config.data, validation=validation, seed=config.training.seed)
     backbone = Backbone.load(config.model.backbone, config.model.depths)
-    if overwrite:
-        shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True, exist_ok=True)
-    preprocessing = _preprocessing(config, backbone, table.train, output)
-    edges = _edges(config, preprocessing, table.train)
+    with tempfile.TemporaryDirectory() as aside:  # what refuses does so before the run's folder is touched
+        preprocessing = _preprocessing(config, backbone, table.train, Path(aside))
+        edges = _edges(config, preprocessing, table.train)
+        if overwrite:
+            shutil.rmtree(output, ignore_errors=True)
+        output.mkdir(parents=True, exist_ok=True)
+        if preprocessing.text is not None:
+            shutil.copyfile(Path(aside) / TOKENIZER, output / TOKENIZER)
     (output / _ASKED).write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
 
     started = time.perf_counter()
@@ -177,7 +181,7 @@ def train(
 
 
 def _preprocessing(config: Config, backbone: Backbone, rows: Dataset, folder: Path) -> Preprocessing:
-    """How these rows become arrays; the tokenizer is written into the run's folder.
+    """How these rows become arrays; the tokenizer is written into the folder.
 
     Raises:
         UsageError: the backbone does not read what the rows have.

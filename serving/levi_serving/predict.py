@@ -114,7 +114,9 @@ class _Reading:
     def windows(self) -> Iterator[_Window]:
         """Read, sort out bad rows, prepare the rest."""
         where = str(self.source) if self.source else "standard input"
-        file = opened(self.source) if self.source else sys.stdin.buffer
+        file: Path | BinaryIO = sys.stdin.buffer
+        if self.source is not None:
+            file = self.source if self.source.is_dir() else opened(self.source)
         size = self.source.stat().st_size if self.source else 0
         last, known = self.skip, False
         for chunk in self.format.read(file, rows=self.rows, skip=self.skip):
@@ -157,7 +159,9 @@ class _Reading:
                 )
 
 
-def _fraction(file: BinaryIO, size: int) -> float:
+def _fraction(file: Path | BinaryIO, size: int) -> float:
+    if isinstance(file, Path):  # a folder
+        return float("nan")
     try:
         return min(1.0, file.tell() / size) if size else float("nan")
     except ValueError:  # closed: all was read

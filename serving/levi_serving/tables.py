@@ -123,7 +123,7 @@ class Format(Protocol):
 
 
 def find_format(path: Path | None, name: str | None = None) -> Format:
-    """The format of a path by its suffix, or by name.
+    """The format of a path by its suffix, or by name; a folder is one of images.
 
     Args:
         path: None for a pipe.
@@ -133,6 +133,10 @@ def find_format(path: Path | None, name: str | None = None) -> Format:
         UsageError: the suffix or the name is unknown, or Parquet is asked of a pipe.
         MissingExtraError: Parquet needs pyarrow.
     """
+    if path is not None and path.is_dir():
+        from levi_serving.image_folder import ImageFolder
+
+        return ImageFolder()
     suffix = path.suffix.lower() if path is not None else ".jsonl"
     chosen = name or _SUFFIXES.get(suffix, "")
     if chosen not in _SUFFIXES.values():
