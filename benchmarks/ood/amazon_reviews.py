@@ -90,6 +90,8 @@ def compared(work: Path, seeds: int) -> str:
     methods = {
         "LEVI": levi,
         "LEVI, mean pooling": replace(levi, pooling="mean"),
+        "… cnn branch": replace(levi, pooling="mean", branches=("cnn",)),
+        "… transformer branch": replace(levi, pooling="mean", branches=("transformer",)),
         "taps without branch": replace(levi, branches=()),
         "linear probe": linear_probe(levi, depth),
         "branch alone": branch_alone(levi),

@@ -188,16 +188,16 @@ def _preprocessing(config: Config, backbone: Backbone, rows: Dataset, folder: Pa
         TableError: a column is not what it is said to be.
     """
     data, model, modality = config.data, config.model, backbone.identity.modality
+    if data.text is not None and modality != "text":
+        raise UsageError(
+            f"The column {data.text!r} holds texts, but the backbone {backbone.identity.name!r} reads images and has "
+            f"no tokenizer. {'Give --image COLUMN' if data.image is None else 'Leave --text out'}, or a text backbone."
+        )
     reads = data.text if modality == "text" else data.image
     if backbone.taps and reads is None:
         raise UsageError(
             f"The backbone {backbone.identity.name!r} reads {'texts' if modality == 'text' else 'images'}, but no such "
             f"column was named. Give --{modality} COLUMN, or another backbone."
-        )
-    if data.text is not None and modality != "text":
-        raise UsageError(
-            f"The column {data.text!r} holds texts, but the backbone {backbone.identity.name!r} reads images and has "
-            "no tokenizer. Leave --text out, or give a text backbone."
         )
     text = image = columns = None
     if data.text is not None:

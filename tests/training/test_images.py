@@ -134,7 +134,8 @@ def test_the_branch_alone_sees_what_is_augmented():
     ("data", "says"),
     [
         ({"text": "label"}, "holds texts, but the backbone .* reads images"),
-        ({}, "reads images, but no such column was named. Give --image COLUMN"),
+        ({}, "reads images and has no tokenizer. Give --image COLUMN"),
+        ({"text": "text", "image": "label"}, "Leave --text out"),
     ],
 )
 def test_a_text_for_an_image_model_is_refused(trained, photos, tmp_path, data, says):
