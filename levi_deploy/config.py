@@ -55,6 +55,8 @@ class ModelConfig:
         head_hidden: hidden units of an adapting layer; 0 makes it linear.
         head_dropout: share of an adapting layer's inputs dropped in training.
         average: whether the heads' logits or their probabilities are averaged.
+        lora: rank of the adapters that train in the backbone beside the rest; 0 for none. Taps then change
+            with every step, so they are not stored.
         max_length: the most tokens of a row.
         image_size: height and width of an image in pixels; the backbone's own when None.
     """
@@ -71,6 +73,7 @@ class ModelConfig:
     head_hidden: int = 128
     head_dropout: float = 0.1
     average: Literal["logits", "probabilities"] = "logits"
+    lora: int = 0
     max_length: int = 256
     image_size: int | None = None
 
@@ -83,6 +86,8 @@ class ModelConfig:
                     f"There is no branch {name!r}; known are {', '.join(BRANCHES)}, or an import string as "
                     "package.module:Class."
                 )
+        if self.lora < 0 or (self.lora and self.taps == ()):
+            raise UsageError(f"lora is {self.lora}; expected a rank from 1, with taps to train for, or 0 for none.")
         if self.head_hidden < 0:
             raise UsageError(f"head_hidden is {self.head_hidden}; expected 0 (linear) or more.")
         if isinstance(self.taps, int) and self.taps < 1:
@@ -127,6 +132,8 @@ class TrainingConfig:
         batch_size: rows in a step.
         learning_rate: AdamW's, at its highest.
         weight_decay: AdamW's, on matrices only.
+        fine_tune: epochs in which the whole backbone is trained first, with a linear head; it is frozen then.
+        fine_tune_rate: AdamW's learning rate in them, at its highest.
         patience: epochs without a better validation loss before training stops.
         head_weights: w_1 … w_K, one for each head's loss; equal when empty.
         class_weights: ``balanced`` weighs each class by the inverse of its share of the training rows.
@@ -140,6 +147,8 @@ class TrainingConfig:
     batch_size: int = 64
     learning_rate: float = 3e-4
     weight_decay: float = 0.01
+    fine_tune: int = 0
+    fine_tune_rate: float = 2e-5
     patience: int = 3
     head_weights: tuple[float, ...] = ()
     class_weights: Literal["none", "balanced"] = "none"
@@ -148,7 +157,9 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _positive(self, "epochs", "batch_size", "learning_rate", "patience")
+        _positive(self, "epochs", "batch_size", "learning_rate", "fine_tune_rate", "patience")
+        if self.fine_tune < 0:
+            raise UsageError(f"fine_tune is {self.fine_tune}; expected epochs from 1, or 0 for none.")
         if self.weight_decay < 0:
             raise UsageError(f"weight_decay is {self.weight_decay}; expected 0 or more.")
         if any(weight < 0 for weight in self.head_weights) or (self.head_weights and not any(self.head_weights)):

@@ -33,6 +33,9 @@ _EXTRAS = {
     **dict.fromkeys(("torch", "transformers", "safetensors"), "train"),
     **dict.fromkeys(("onnx", "onnx_ir", "onnxscript", "optimum"), "export"),
     "pyarrow": "table",
+    "PIL": "image",
+    "peft": "lora",
+    "matplotlib": "plot",
 }
 
 

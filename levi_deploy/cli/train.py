@@ -51,6 +51,10 @@ def command(
     branch_width: Annotated[int | None, option("--branch-width", help="Width of a branch's stages [64].")] = None,
     head_hidden: Annotated[int | None, option("--head-hidden", help="Hidden units of a head; 0: linear.")] = None,
     average: Annotated[str | None, option("--average", help="logits or probabilities.")] = None,
+    lora: Annotated[int | None, option("--lora", help="Rank of adapters that train in the backbone [none].")] = None,
+    fine_tune: Annotated[
+        int | None, option("--fine-tune", help="Epochs in which the whole backbone is trained first [none].")
+    ] = None,
     max_length: Annotated[int | None, option("--max-length", help="Most tokens of a row.")] = None,
     image_size: Annotated[int | None, option("--image-size", help="Pixels of an image's side.")] = None,
     epochs: Annotated[int | None, option("--epochs", help="Most passes over the rows.")] = None,
@@ -86,6 +90,7 @@ def command(
             "branch_width": branch_width,
             "head_hidden": head_hidden,
             "average": average,
+            "lora": lora,
             "max_length": max_length,
             "image_size": image_size,
         },
@@ -95,6 +100,7 @@ def command(
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
             "patience": patience,
+            "fine_tune": fine_tune,
             "class_weights": class_weights,
             "augment": augment,
             "calibrate": calibrate,

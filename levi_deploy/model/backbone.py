@@ -111,6 +111,7 @@ class Backbone(nn.Module):
         self._positions = identity.causal and "position_ids" in takes
         self._interpolates = "interpolate_pos_encoding" in takes
         self._seen: dict[int, Tensor] = {}
+        self._adapted: list[Any] = []
         if 0 in taps and len(layers):
             layers[0].register_forward_pre_hook(self._remember_input, with_kwargs=True)
         for number, layer in enumerate(layers, start=1):
@@ -140,6 +141,33 @@ class Backbone(nn.Module):
         last = self.model(**given).last_hidden_state
         seen, self._seen = self._seen, {}
         return [_tokens(seen.get(tap, last)) for tap in self.taps]
+
+    def add_adapters(self, rank: int) -> None:
+        """Put low-rank adapters (Hu et al. 2022) beside every linear layer; they alone require gradients.
+
+        Raises:
+            UsageError: there is no linear layer.
+            ModuleNotFoundError: peft is not installed.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        try:
+            config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+            # It works in place: self.model holds the adapters. In a list, so that they are not counted twice.
+            self._adapted = [get_peft_model(self.model, config)]
+        except ValueError as error:
+            raise UsageError(f"The backbone {self.identity.name!r} has no layer for LoRA: {error}") from error
+
+    def adapters(self) -> dict[str, Tensor]:
+        """The adapters' weights by name."""
+        return {name: tensor for name, tensor in self.model.state_dict().items() if "lora_" in name}
+
+    def merge(self, adapters: Mapping[str, Tensor]) -> None:
+        """Add adapters into the weights they stand beside and take them away."""
+        if unknown := self.model.load_state_dict(adapters, strict=False).unexpected_keys:
+            raise UsageError(f"The adapters do not fit the backbone {self.identity.name!r}: {unknown[0]} is unknown.")
+        self.model = self._adapted.pop().merge_and_unload()
+        self.model.requires_grad_(False)
 
     def _remember_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._seen[0] = args[0] if args else kwargs["hidden_states"]

@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from levi_deploy.config import Config, ModelConfig
 from levi_deploy.model.backbone import Backbone, Identity
@@ -31,6 +32,8 @@ __all__ = ["Run", "build"]
 FORMAT_VERSION = 2
 RECORD = "run.json"
 WEIGHTS = "weights.safetensors"
+ADAPTERS = "adapters.safetensors"
+TUNED = "backbone"  # a folder: the backbone, where it was fine-tuned first
 SAMPLES = "samples.json"
 LOG = "log.jsonl"
 
@@ -59,9 +62,11 @@ class Run:
     preprocessing: Preprocessing
     record: Mapping[str, Any]
 
-    def save(self, ensemble: Ensemble, samples: Sequence[Row]) -> None:
+    def save(self, ensemble: Ensemble, samples: Sequence[Row], *, adapters: Mapping[str, Tensor] | None = None) -> None:
         """Write the run; ``run.json`` comes last, so a folder that has it is whole."""
         save_file(ensemble.state_dict(), self.folder / WEIGHTS)
+        if adapters:
+            save_file(dict(adapters), self.folder / ADAPTERS)
         (self.folder / SAMPLES).write_text(rows_to_json(samples, self.preprocessing) + "\n", encoding="utf-8")
         document = {
             "format_version": FORMAT_VERSION,
@@ -147,8 +152,12 @@ class Run:
         """
         loaded = None
         if self.taps:
-            source = backbone or self.config.model.backbone
+            tuned = self.folder / TUNED
+            source = str(tuned) if tuned.is_dir() else backbone or self.config.model.backbone
             loaded = Backbone.load(source, lambda _: self.taps, digest=self.backbone.digest)
+            if rank := self.config.model.lora:
+                loaded.add_adapters(rank)
+                loaded.merge(load_file(self.folder / ADAPTERS))
         return Levi(loaded, self.ensemble()).eval()
 
     def reference(self, *, backbone: str | None = None) -> Reference:

@@ -1,7 +1,8 @@
 """Fit what trains to stored taps: AdamW, the best epoch by ID validation loss, resumable, reproducible.
 
 Each epoch draws from (seed, epoch) alone, so a run that was killed and resumed gives the same weights,
-bit for bit on one machine, as one that was not. It knows no files of data and no backbone.
+bit for bit on one machine, as one that was not. It knows no files of data; it runs a
+backbone only where adapters in it train.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from levi_deploy.config import TrainingConfig
+from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.heads import loss, prediction_loss
 from levi_deploy.model.levi import Ensemble
 from levi_deploy.training.augment import flip_crop
@@ -38,7 +40,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Examples:
-    """N rows with their taps and encoded targets; ``taps`` is None for the branch alone."""
+    """N rows with their taps and encoded targets; ``taps`` is None where they are not stored, or not read."""
 
     encoded: Encoded
     taps: Taps | None
@@ -62,6 +64,7 @@ def fit(
     state: Path,
     on_epoch: Callable[[list[dict[str, Any]]], None],
     progress: Progress | None = None,
+    backbone: Backbone | None = None,
 ) -> list[dict[str, Any]]:
     """Train until the validation loss stops falling, and leave the best epoch's weights in ``ensemble``.
 
@@ -73,6 +76,7 @@ def fit(
         state: where the run's state goes after each epoch; one that is there is gone on from.
         on_epoch: told the history after each epoch.
         progress: told rows done and all rows, within an epoch.
+        backbone: runs in every step, for examples without stored taps; its adapters train too.
 
     Returns:
         The history: a record an epoch.
@@ -85,21 +89,23 @@ def fit(
     if len(weights) != len(ensemble.heads):
         raise UsageError(f"head_weights has {len(weights)} numbers, but there are {len(ensemble.heads)} heads.")
     classes = class_weights(train.targets, ensemble.task) if config.class_weights == "balanced" else None
-    matrices = [p for p in ensemble.parameters() if p.dim() > 1]
-    rest = [p for p in ensemble.parameters() if p.dim() <= 1]
+    trained = nn.ModuleDict({"ensemble": ensemble, **({"backbone": backbone} if backbone is not None else {})})
+    parameters = [p for p in trained.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if p.dim() > 1]
+    rest = [p for p in parameters if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
         lr=config.learning_rate,
     )
-    best = {name: tensor.clone() for name, tensor in ensemble.state_dict().items()}
-    history = _resume(state, ensemble, optimizer, best)
+    best = {name: tensor.clone() for name, tensor in _weights(trained).items()}
+    history = _resume(state, trained, optimizer, best)
     if history:
         on_epoch(history)
     while len(history) < config.epochs and not _finished(history, config.patience):
         epoch = len(history) + 1
         started = time.perf_counter()
-        training_loss = _epoch(ensemble, train, config, epoch, optimizer, weights, classes, progress)
-        outputs = predict(ensemble, validation)
+        training_loss = _epoch(ensemble, train, config, epoch, optimizer, weights, classes, progress, backbone)
+        outputs = predict(ensemble, validation, backbone=backbone)
         validation_loss = _validation_loss(outputs, validation.targets, ensemble)
         if not np.isfinite([training_loss, validation_loss]).all():
             raise LeviError(
@@ -116,12 +122,29 @@ def fit(
             }
         )
         if _best(history) == epoch:
-            best = {name: tensor.clone() for name, tensor in ensemble.state_dict().items()}
-        _save(state, ensemble, optimizer, best, history)
+            best = {name: tensor.clone() for name, tensor in _weights(trained).items()}
+        _save(state, trained, optimizer, best, history)
         on_epoch(history)
-    ensemble.load_state_dict(best)
+    trained.load_state_dict(best, strict=False)
     ensemble.eval()
     return history
+
+
+def _weights(trained: nn.Module) -> dict[str, Tensor]:
+    """All that trains, and the ensemble's buffers: of a backbone its adapters alone."""
+    state: dict[str, Tensor] = trained.state_dict()
+    return {name: tensor for name, tensor in state.items() if name.startswith("ensemble.") or "lora_" in name}
+
+
+def _pooled(
+    ensemble: Ensemble, backbone: Backbone | None, examples: Examples, rows: NDArray[np.int64]
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The chosen rows' pooled taps, stored or computed now, and their inputs."""
+    taps, inputs = examples.batch(rows)
+    if backbone is not None:
+        taps = backbone(inputs)
+    fixed = examples.taps is not None and examples.taps.fixed
+    return taps if fixed else ensemble.pool(taps, inputs), inputs
 
 
 def class_weights(targets: NDArray[Any], task: Task) -> Tensor:
@@ -167,6 +190,7 @@ def _epoch(
     weights: Tensor,
     classes: Tensor | None,
     progress: Progress | None,
+    backbone: Backbone | None,
 ) -> float:
     ensemble.train()
     torch.manual_seed(config.seed * 1_000_003 + epoch)  # drop-out
@@ -176,8 +200,7 @@ def _epoch(
     for step, rows in enumerate(batches, start=(epoch - 1) * len(batches)):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _rate(step, config.epochs * len(batches))
-        taps, inputs = train.batch(rows)
-        pooled = taps if train.taps is None or train.taps.fixed else ensemble.pool(taps, inputs)
+        pooled, inputs = _pooled(ensemble, backbone, train, rows)
         if config.augment != "none" and "pixel_values" in inputs:
             inputs["pixel_values"] = flip_crop(inputs["pixel_values"])  # the branches' view: the taps are stored
         _, head_logits = ensemble.combine(pooled, inputs)
@@ -185,7 +208,7 @@ def _epoch(
         value = loss(head_logits, targets, ensemble.task, weights, classes) / ensemble.scale**2
         optimizer.zero_grad()
         torch.autograd.backward(value)
-        torch.nn.utils.clip_grad_norm_(ensemble.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
         optimizer.step()
         total += value.item() * len(rows)
         done += len(rows)
@@ -206,15 +229,16 @@ def _batches(lengths: NDArray[np.int64], size: int, order: np.random.Generator) 
 
 
 @torch.inference_mode()
-def predict(ensemble: Ensemble, examples: Examples, *, batch_size: int = 256) -> Outputs:
-    """Answer N rows from their stored taps: logits (N, C) and head logits (N, K, C)."""
+def predict(
+    ensemble: Ensemble, examples: Examples, *, batch_size: int = 256, backbone: Backbone | None = None
+) -> Outputs:
+    """Answer N rows, from their stored taps where no backbone is given: logits (N, C), head logits (N, K, C)."""
     ensemble.eval()
     parts: dict[int, tuple[Tensor, Tensor]] = {}
     order = np.argsort(examples.encoded.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        taps, inputs = examples.batch(rows)
-        pooled = taps if examples.taps is None or examples.taps.fixed else ensemble.pool(taps, inputs)
+        pooled, inputs = _pooled(ensemble, backbone, examples, rows)
         parts[start] = ensemble.combine(pooled, inputs)
     back = np.argsort(order, kind="stable")
     logits = torch.cat([logits for logits, _ in parts.values()]).numpy()[back]
@@ -230,13 +254,13 @@ def _validation_loss(outputs: Outputs, targets: NDArray[Any], ensemble: Ensemble
 
 def _save(
     state: Path,
-    ensemble: Ensemble,
+    trained: nn.Module,
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
     history: list[dict[str, Any]],
 ) -> None:
     """Write all of the state as one file, aside and renamed: it is whole or it is the epoch before."""
-    tensors = {f"weights/{name}": tensor for name, tensor in ensemble.state_dict().items()}
+    tensors = {f"weights/{name}": tensor for name, tensor in _weights(trained).items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in moments.items()}
@@ -247,7 +271,7 @@ def _save(
 
 def _resume(
     state: Path,
-    ensemble: Ensemble,
+    trained: nn.Module,
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
 ) -> list[dict[str, Any]]:
@@ -265,6 +289,6 @@ def _resume(
                 moments.setdefault(int(number), {})[name] = file.get_tensor(key)
             else:
                 {"weights": weights, "best": best}[kind][name] = file.get_tensor(key)
-    ensemble.load_state_dict(weights)
+    trained.load_state_dict(weights, strict=False)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return history

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from levi_deploy.evaluation.metrics import metrics
 from levi_deploy.model.backbone import Backbone, save_tokenizer
 from levi_deploy.model.image_processor import image_settings
 from levi_deploy.training.calibrate import temperature
-from levi_deploy.training.checkpoint import LOG, Run, build
+from levi_deploy.training.checkpoint import LOG, TUNED, Run, build
+from levi_deploy.training.finetune import fine_tune
 from levi_deploy.training.fit import Examples, fit, predict
 from levi_deploy.training.taps import cache_folder, compute
 from levi_serving.columns import Columns, ColumnSettings
@@ -91,22 +93,46 @@ def train(
     preprocessor = Preprocessor(output, preprocessing)
     folder = cache or cache_folder()
 
-    def examples(rows: Dataset, what: str) -> Examples:
-        encoded = _encoded(preprocessor, rows, data)
+    def examples(rows: Dataset) -> Examples:
         targets = encode_targets(rows.targets, table.task, table.labels, column=config.data.target)
-        taps = None
-        if backbone.taps:
-            taps = compute(
-                backbone,
-                encoded,
-                config.model.pooling,
-                folder=folder,
-                progress=lambda done, total: tell(f"taps of {what} rows", done, total),
-            )
-        return Examples(encoded, taps, targets)
+        return Examples(_encoded(preprocessor, rows, data), None, targets)
 
-    learning, held_out = examples(table.train, "training"), examples(table.validation, "validation")
+    learning, held_out = examples(table.train), examples(table.validation)
+    if config.training.fine_tune:
+        if not (output / TUNED).is_dir():
+            fine_tune(
+                config.model.backbone,
+                output / TUNED,
+                learning,
+                held_out,
+                config.training,
+                task=table.task,
+                outputs=len(table.labels),
+                progress=lambda done, total: tell("fine-tuning the backbone", done, total),
+            )
+        backbone = Backbone.load(str(output / TUNED), config.model.depths)
+        backbone.identity = replace(backbone.identity, name=f"{config.model.backbone.rpartition('/')[2]}, fine-tuned")
+    tune_s, started = time.perf_counter() - started, time.perf_counter()
+    torch.manual_seed(config.training.seed)
+    if config.model.lora:
+        backbone.add_adapters(config.model.lora)
+    elif backbone.taps:
+
+        def stored(rows: Examples, what: str) -> Examples:
+            return replace(
+                rows,
+                taps=compute(
+                    backbone,
+                    rows.encoded,
+                    config.model.pooling,
+                    folder=folder,
+                    progress=lambda done, total: tell(f"taps of {what} rows", done, total),
+                ),
+            )
+
+        learning, held_out = stored(learning, "training"), stored(held_out, "validation")
     taps_s = time.perf_counter() - started
+    live = backbone if config.model.lora else None
 
     torch.manual_seed(config.training.seed)
     ensemble = build(
@@ -137,13 +163,14 @@ def train(
         state=output / _STATE,
         on_epoch=write_log,
         progress=lambda done, total: tell(f"epoch {epoch} of {config.training.epochs}", done, total),
+        backbone=live,
     )
     fit_s = time.perf_counter() - started
 
     if config.training.calibrate and table.task != "regression":
-        answers = predict(ensemble, held_out).logits
+        answers = predict(ensemble, held_out, backbone=live).logits
         ensemble.temperature.fill_(temperature(answers, held_out.targets, task=table.task))
-    predictions = finish(predict(ensemble, held_out), task=table.task, labels=table.labels)
+    predictions = finish(predict(ensemble, held_out, backbone=live), task=table.task, labels=table.labels)
     run = Run(
         folder=output,
         config=config,
@@ -163,18 +190,21 @@ def train(
                 "validation_from": table.validation_from,
             },
             "parameters": {
-                "trained": sum(p.numel() for p in ensemble.parameters() if p.requires_grad),
+                "trained": sum(p.numel() for p in ensemble.parameters() if p.requires_grad)
+                + sum(p.numel() for p in (live.adapters() if live is not None else {}).values())
+                + (backbone.identity.parameters if config.training.fine_tune else 0),
                 "backbone": backbone.identity.parameters,
             },
             "temperature": round(float(ensemble.temperature), 4),
             "best_epoch": min(history, key=lambda record: record["validation_loss"])["epoch"],
             "epochs": len(history),
             "validation": metrics(predictions, held_out.targets, task=table.task, labels=table.labels),
-            "seconds": {"taps": round(taps_s, 2), "fit": round(fit_s, 2)},
+            "seconds": {"fine_tune": round(tune_s, 2), "taps": round(taps_s, 2), "fit": round(fit_s, 2)},
             "versions": versions(),
         },
     )
-    run.save(ensemble, _spread(table.validation, held_out.encoded.lengths))
+    adapters = live.adapters() if live is not None else None
+    run.save(ensemble, _spread(table.validation, held_out.encoded.lengths), adapters=adapters)
     (output / _STATE).unlink()
     (output / _ASKED).unlink()
     return run

@@ -133,7 +133,7 @@ def find_format(path: Path | None, name: str | None = None) -> Format:
         UsageError: the suffix or the name is unknown, or Parquet is asked of a pipe.
         MissingExtraError: Parquet needs pyarrow.
     """
-    if path is not None and path.is_dir():
+    if path is not None and name is None and path.is_dir():
         from levi_serving.image_folder import ImageFolder
 
         return ImageFolder()

@@ -150,7 +150,7 @@ def test_unknown_formats(tmp_path, path, name, says):
 def test_missing_files_and_columns(tmp_path):
     with pytest.raises(UsageError, match="There is no file"):
         read_columns(tmp_path / "none.csv", ["text"])
-    with pytest.raises(TableError, match="There is no image in"):
+    with pytest.raises(TableError, match="cannot be read: Is a directory"):
         read_columns(tmp_path, ["text"], format="csv")
     (tmp_path / "t.csv").write_text("Text,label\na,b\n")
     with pytest.raises(TableError, match=r"no column 'text'; its columns are 'Text', 'label'. Did you mean 'Text'\?"):
