@@ -84,7 +84,7 @@ def demo(
     tell("4/6 Exporting LEVI as one graph and proving it.")
     bundle = export(runs["LEVI"].folder, output / "bundle")
     verify(bundle.folder)
-    certificate = read_certificate(bundle.folder)
+    certificate = read_certificate(bundle.folder, bundle.manifest.graphs[0].file)
 
     tell("5/6 Predicting the file with the runner.")
     runner = Runner(bundle.folder)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from levi_serving.bundle import Manifest
+from levi_serving.bundle import Graph, Manifest
 
 __all__ = ["card"]
 
 
-def card(manifest: Manifest, certificate: dict[str, Any]) -> str:
-    """Write the bundle's README.md."""
+def card(manifest: Manifest, certificates: Mapping[str, dict[str, Any]]) -> str:
+    """Write the bundle's README.md, from the manifest and each graph's certificate by file."""
     model, data = manifest.model, manifest.provenance["data"]
     parameters = model["parameters"]
     validation = dict(manifest.provenance["validation"])
@@ -52,13 +53,15 @@ def card(manifest: Manifest, certificate: dict[str, Any]) -> str:
         "",
         "## Proof",
         "",
-        f"Compared with the torch model on {certificate['rows']['count']} real rows and "
-        f"{len(certificate['shapes'])} batch shapes when it was exported ({certificate['measured_with']['provider']}).",
-        f"Largest error of any logit: {certificate['worst_scaled_error']:.1e} of the logits' spread "
-        f"(allowed {certificate['tolerance']:.0e}); every predicted class equal. A row alone against the same row",
-        f"in a batch: {certificate['alone_against_batched']['max_scaled_error']:.1e}. `parity.json` has every shape;",
-        "`levi verify` measures it again on your machine, without torch. `golden.npz` holds the rows it uses:",
-        "they are rows of the validation data.",
+        "Each graph was compared with the torch model when it was exported, through the runner that serves.",
+        "",
+        "| graph | precision | device | changes after tracing | largest error of any logit, of their spread | "
+        "predictions equal | alone against in a batch |",
+        "|---|---|---|---|---|---|---|",
+        *(_row(graph, certificates[graph.file]) for graph in manifest.graphs),
+        "",
+        "`parity.json` has every shape; `levi verify` measures it again on your machine, without torch. `golden.npz`",
+        "holds the rows it uses: they are rows of the validation data.",
         "",
         "## Use",
         "",
@@ -70,3 +73,15 @@ def card(manifest: Manifest, certificate: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _row(graph: Graph, certificate: dict[str, Any]) -> str:
+    changes = ", ".join(f"{count} {what}" for what, count in graph.changes.items()) or "none"
+    real = certificate.get("real_rows", certificate["rows"])
+    allowed = certificate["standard"]["tolerance"]
+    error = f"{certificate['worst_scaled_error']:.1e}" + (f" (allowed {allowed:.0e})" if allowed is not None else "")
+    agreement = f"{real['agreement']:.1%} of {real['count']}"
+    if metric := certificate.get("metric"):
+        agreement += f"; {metric['name']} {metric['value']:.4f}, torch {metric['torch']:.4f}"
+    alone = certificate["alone_against_batched"]["max_scaled_error"]
+    return f"| `{graph.file}` | {graph.precision} | {graph.device} | {changes} | {error} | {agreement} | {alone:.1e} |"

@@ -22,7 +22,7 @@ from levi_export.graph import Structure, check, clean
 from levi_export.verify import golden
 from levi_serving.bundle import CARD, CERTIFICATE, GOLDEN, GRAPH, WEIGHTS, Bundle, Graph, Manifest
 from levi_serving.errors import ParityError, UsageError
-from levi_serving.parity import TOLERANCE, replay
+from levi_serving.parity import replay, standard
 from levi_serving.preprocess import TOKENIZER
 from levi_serving.runner import Runner
 
@@ -37,7 +37,6 @@ def export(
     *,
     backbone: str | None = None,
     overwrite: bool = False,
-    tolerance: float = TOLERANCE,
     progress: Progress | None = None,
 ) -> Bundle:
     """Export a training run as one proven graph.
@@ -49,7 +48,6 @@ def export(
         output: the bundle's folder.
         backbone: where the backbone lies now; where it lay in training when None.
         overwrite: replace an ``output`` that exists.
-        tolerance: the largest error of a logit, as a share of the logits' spread.
         progress: told what is being done.
 
     Raises:
@@ -69,9 +67,9 @@ def export(
         golden(reference, trained.samples).save(aside / GOLDEN)
         bundle = _write(trained, reference.levi, aside, tell)
         tell("proving the graph")
-        certificate = _prove(aside, tolerance)
-        (aside / CERTIFICATE).write_text(json.dumps(certificate, indent=1) + "\n", encoding="utf-8")
-        (aside / CARD).write_text(card(bundle.manifest, certificate), encoding="utf-8")
+        certificates = {graph.file: _prove(aside, graph) for graph in bundle.manifest.graphs}
+        (aside / CERTIFICATE).write_text(json.dumps(certificates, indent=1) + "\n", encoding="utf-8")
+        (aside / CARD).write_text(card(bundle.manifest, certificates), encoding="utf-8")
         sealed = Bundle.write(aside, bundle.manifest)
         if output.exists():
             shutil.rmtree(output)
@@ -119,12 +117,12 @@ def _write(trained: Run, levi: Levi, folder: Path, tell: Progress) -> Bundle:
     return Bundle.write(folder, manifest)
 
 
-def _prove(folder: Path, tolerance: float) -> dict[str, Any]:
-    """Judge the folder through the runner that serves."""
+def _prove(folder: Path, graph: Graph) -> dict[str, Any]:
+    """Judge one graph of the folder through the runner that serves."""
     from levi_serving.parity import Golden
 
-    runner = Runner(folder, device="cpu")
-    return replay(runner, Golden.load(folder / GOLDEN, runner.preprocessor.settings), tolerance=tolerance)
+    runner = Runner(folder, device="cpu", graph=graph)
+    return replay(runner, Golden.load(folder / GOLDEN, runner.preprocessor.settings), standard(graph.precision))
 
 
 def _bytes(levi: Levi) -> int:

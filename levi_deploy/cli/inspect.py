@@ -27,7 +27,7 @@ def command(
             **dataclasses.asdict(bundle.manifest),
             "digest": bundle.manifest.digest,
             "bytes": bundle.size,
-            "certificate": read_certificate(model),
+            "certificates": {graph.file: read_certificate(model, graph.file) for graph in bundle.manifest.graphs},
         }
         show(document, as_json=as_json, human=lambda: _bundle(document, bundle.manifest.preprocessing.in_words))
         return
@@ -73,7 +73,7 @@ def _metrics(record: Any) -> list[str]:
 
 
 def _bundle(document: dict[str, Any], reads: str) -> str:
-    model, certificate = document["model"], document["certificate"]
+    model = document["model"]
     backbone = model["backbone"]
     lines = [
         f"LEVI bundle, {document['task']}: {', '.join(document['labels'])}",
@@ -83,12 +83,10 @@ def _bundle(document: dict[str, Any], reads: str) -> str:
         ),
         "",
         f"Graph: {model['nodes']} nodes, {document['bytes'] / 1e6:.1f} MB with all files",
-        *(f"  {graph['file']}: {graph['precision']}, opset {graph['opset']}" for graph in document["graphs"]),
+        *(line for graph in document["graphs"] for line in _graph(graph, document["certificates"][graph["file"]])),
         *(f"  in  {t['name']} {t['dtype']} {list(t['shape'])}" for t in document["inputs"]),
         *(f"  out {t['name']} {t['dtype']} {list(t['shape'])}" for t in document["outputs"]),
         f"Reads: {reads}",
-        f"Proof: largest error {certificate['worst_scaled_error']:.1e} of the logits' spread, "
-        f"{certificate['rows']['count']} rows, {len(certificate['shapes'])} shapes",
         "",
         *_metrics(document["provenance"]),
         "",
@@ -96,6 +94,17 @@ def _bundle(document: dict[str, Any], reads: str) -> str:
         f"Digest {document['digest']}",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _graph(graph: dict[str, Any], certificate: dict[str, Any]) -> list[str]:
+    from levi_deploy.cli.export import proof
+
+    changes = ", ".join(f"{count} x {what}" for what, count in graph["changes"].items())
+    return [
+        f"  {graph['file']}: {graph['precision']} for {graph['device']} device, opset {graph['opset']}"
+        + (f"; {changes}" if changes else ""),
+        f"    {proof(certificate)}",
+    ]
 
 
 def _run(document: dict[str, Any]) -> str:

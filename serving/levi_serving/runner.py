@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from levi_serving.batching import plan
-from levi_serving.bundle import Bundle
+from levi_serving.bundle import Bundle, Graph
 from levi_serving.errors import ParityError
 from levi_serving.predictions import Outputs, Predictions, finish, table
 from levi_serving.preprocess import Encoded, Preprocessor, Row
-from levi_serving.session import Device, Session
+from levi_serving.session import Device, Session, settle
 
 __all__ = ["Runner"]
 
@@ -28,7 +28,8 @@ class Runner:
         bundle: the folder that ``levi export`` wrote.
         device: ``cpu``, ``cuda``, or ``auto`` (``cuda`` where the GPU build of onnxruntime is installed).
         threads: for one batch; the usable cores when None.
-        precision: which of the bundle's graphs; the first when None.
+        precision: which of the bundle's graphs; the first that the device can run when None.
+        graph: which one, whatever its place among them; by ``precision`` when None.
         max_batch_tokens: the most padded tokens in one batch.
         max_batch_rows: the most rows in one batch.
 
@@ -54,6 +55,7 @@ class Runner:
         device: Device = "auto",
         threads: int | None = None,
         precision: str | None = None,
+        graph: Graph | None = None,
         max_batch_tokens: int = 1024,
         max_batch_rows: int = 128,
     ) -> None:
@@ -64,7 +66,8 @@ class Runner:
         self.columns = manifest.preprocessing.names
         self.files = manifest.preprocessing.files
         self.fingerprint = manifest.digest
-        self.graph = self.bundle.graph(precision)
+        device = settle(device)
+        self.graph = graph or self.bundle.graph(precision, device=device)
         self.preprocessor = Preprocessor(self.bundle.folder, manifest.preprocessing)
         self.session = Session(self.bundle.folder / self.graph.file, device=device, threads=threads)
         self._check_contract()

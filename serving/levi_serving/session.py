@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Device", "Session", "providers"]
+__all__ = ["Device", "Session", "providers", "settle"]
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -60,6 +60,27 @@ def providers() -> list[str]:
     return cast("list[str]", onnxruntime.get_available_providers())
 
 
+def settle(device: Device) -> Literal["cpu", "cuda"]:
+    """The device that is meant: ``auto`` is ``cuda`` where the installed onnxruntime is the GPU build, else ``cpu``.
+
+    Raises:
+        UsageError: there is no such device.
+        ProviderError: this onnxruntime was not built for it.
+    """
+    if device not in get_args(Device):
+        raise UsageError(f"The device is {device!r}; expected {', '.join(get_args(Device))}.")
+    there = providers()
+    if device == "auto":
+        return "cuda" if _PROVIDERS["cuda"] in there else "cpu"
+    if _PROVIDERS[device] not in there:
+        raise ProviderError(
+            f"The device {device!r} needs {_PROVIDERS[device]}, but {_distribution()} {_version(_distribution())} has "
+            f"only {', '.join(there)}. Install it with: pip uninstall -y onnxruntime && "
+            "pip install 'levi-deploy[gpu]'; or use the device 'cpu'."
+        )
+    return device
+
+
 class Session:
     """A loaded graph. Safe to run from several threads at once.
 
@@ -75,20 +96,10 @@ class Session:
     """
 
     def __init__(self, model: Path, *, device: Device = "auto", threads: int | None = None) -> None:
-        if device not in get_args(Device):
-            raise UsageError(f"The device is {device!r}; expected {', '.join(get_args(Device))}.")
-        there = providers()
+        device = settle(device)
+        wanted = _PROVIDERS[device]
         import onnxruntime
 
-        if device == "auto":
-            device = "cuda" if _PROVIDERS["cuda"] in there else "cpu"
-        wanted = _PROVIDERS[device]
-        if wanted not in there:
-            raise ProviderError(
-                f"The device {device!r} needs {wanted}, but {_distribution()} {_version(_distribution())} has only "
-                f"{', '.join(there)}. Install it with: pip uninstall -y onnxruntime && "
-                "pip install 'levi-deploy[gpu]'; or use the device 'cpu'."
-            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cores()
         options.log_severity_level = 3  # errors; warnings of a failed provider become the error below

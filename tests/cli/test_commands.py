@@ -60,7 +60,8 @@ def test_the_whole_path(levi, table, backbone, cache, tmp_path):
 
     code, out, _ = levi("export", run, "-o", bundle)
     assert code == 0
-    assert "every predicted class equal" in out
+    assert "model.onnx: fp32 for any device" in out
+    assert "every prediction of 64 rows equal" in out
     code, out, _ = levi("verify", bundle)
     assert (code, out.startswith("Every file is the one exported.")) == (0, True)
     code, out, _ = levi("inspect", bundle)
