@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Device", "Json", "Overwrite", "Threads", "option", "progress", "show", "table"]
+__all__ = ["Device", "Json", "Overwrite", "Precision", "Threads", "Workers", "option", "progress", "show", "table"]
 
 
 def option(*names: str, help: str, **settings: Any) -> Any:  # noqa: A002  # Typer's own name
@@ -23,8 +23,12 @@ def option(*names: str, help: str, **settings: Any) -> Any:  # noqa: A002  # Typ
 
 Json = Annotated[bool, option("--json", help="Print one JSON document, for machines.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace what is there.")]
-Device = Annotated[str, option("--device", help="cpu, cuda, or auto.")]
-Threads = Annotated[int | None, option("--threads", help="Threads of one batch; default: usable cores.", min=1)]
+Device = Annotated[str, option("--device", help="cpu, cuda, tensorrt, or auto.")]
+Precision = Annotated[
+    str | None, option("--precision", help="Which of the bundle's graphs [the first that the device can run].")
+]
+Threads = Annotated[int | None, option("--threads", help="Threads of one batch [the usable cores, shared out].", min=1)]
+Workers = Annotated[int | None, option("--workers", help="Batches at the same time [1; for files one a core].", min=1)]
 
 
 def show(document: Mapping[str, Any], *, as_json: bool, human: Callable[[], str]) -> None:

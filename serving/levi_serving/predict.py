@@ -1,6 +1,6 @@
 """From file to file: a million messy rows through the runner's three verbs, in bounded memory.
 
-Windows of rows are read and prepared on a thread of their own while the window before them runs. Each
+Reading and preparing, running, and writing each have a thread: three windows are worked on at a time. Each
 finished window is a part file in ``OUTPUT.partial``, so a killed run can be gone on from; at the end the
 parts are joined and renamed to OUTPUT. It knows no model and no format.
 """
@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from levi_serving.errors import RowsFailedError, TableError, UsageError
 from levi_serving.tables import BadRow, Chunk, Format, find_format, located, opened, require
 
 __all__ = ["Predictor", "Summary", "predict_file"]
+
+T = TypeVar("T")
 
 _JOB = "job.json"
 _AHEAD = 2  # windows prepared while one runs
@@ -241,9 +243,8 @@ def predict_file(
             strict=strict,
         )
 
-    def answers(window: _Window) -> dict[str, list[object]]:
-        predictions = predictor.finish(predictor.run(window.prepared))
-        table = predictor.table(predictions, heads=heads, all_probabilities=all_probabilities)
+    def answers(outputs: Any) -> dict[str, list[object]]:
+        table = predictor.table(predictor.finish(outputs), heads=heads, all_probabilities=all_probabilities)
         return {prefix + name: values for name, values in table.items()}
 
     tell = progress or (lambda *_: None)
@@ -264,10 +265,10 @@ def predict_file(
     skipped = parts.begin(job, resume=resume, overwrite=overwrite)
     predicted, failed = parts.predicted, parts.failed
     try:
-        for window in _ahead(reading(skipped)):
+        for window, outputs in _answered(reading(skipped)):
             if skipped and window.last < window.first:
                 continue  # nothing was left to read
-            parts.add(window, answers(window))
+            parts.add(window, answers(outputs))
             predicted, failed = predicted + len(window.chunk.numbers), failed + len(window.bad)
             tell(predicted, failed, window.fraction)
     except BaseException:
@@ -286,7 +287,7 @@ def _identity(source: Path | None) -> list[int]:
 
 def _stream(
     reading: _Reading,
-    answers: Callable[[_Window], dict[str, list[object]]],
+    answers: Callable[[Any], dict[str, list[object]]],
     writes: Format,
     errors: Path | None,
     tell: Callable[[int, int, float], None],
@@ -295,14 +296,14 @@ def _stream(
     predicted = failed = 0
     header: list[str] | None = None
     with errors.open("wb") if errors else nullcontext(sys.stderr.buffer) as bad_file:
-        for window in _ahead(reading):
+        for window, outputs in _answered(reading):
             names = list(window.chunk.columns)
             if writes.name != "jsonl" and header is not None and set(names) - set(header):
                 raise TableError(
                     f"Row {window.first} or one soon after brings the column {sorted(set(names) - set(header))[0]!r}, "
                     "which the header already written lacks. Write jsonl, or to a file."
                 )
-            writes.write(sys.stdout.buffer, window.chunk, answers(window), header=header is None)
+            writes.write(sys.stdout.buffer, window.chunk, answers(outputs), header=header is None)
             sys.stdout.buffer.flush()
             header = header or names
             for row in window.bad:
@@ -312,39 +313,64 @@ def _stream(
     return predicted, failed
 
 
-def _ahead(reading: _Reading) -> Iterator[_Window]:
-    """The reading's windows, made on another thread, at most a few ahead. It ends when the caller does."""
-    windows: queue.Queue[_Window | BaseException | None] = queue.Queue(maxsize=_AHEAD)
-    stop = threading.Event()
-
-    def hand_over(item: _Window | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                windows.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return
-
-    def read() -> None:
-        try:
-            for window in reading.windows():
-                hand_over(window)
-                if stop.is_set():
-                    return
-            hand_over(None)
-        except BaseException as error:  # it is raised again below, in the caller's thread
-            hand_over(error)
-
-    thread = threading.Thread(target=read, name="levi-reading", daemon=True)
-    thread.start()
+def _answered(reading: _Reading) -> Iterator[tuple[_Window, Any]]:
+    """Each window with its outputs; the next one runs while the caller writes this one."""
+    line = _Line()
+    windows = line.ahead(reading.windows(), _AHEAD, name="levi-reading")
+    outputs = ((window, reading.predictor.run(window.prepared)) for window in windows)
     try:
-        while (item := windows.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        yield from line.ahead(outputs, 1, name="levi-running")
     finally:
-        stop.set()
-        thread.join(timeout=5 if reading.source else 0)
+        line.close(wait_s=1 if reading.source else 0)
+
+
+class _Line:
+    """Threads that make items ahead of who takes them, until the line is closed."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def ahead(self, items: Iterator[T], most: int, *, name: str) -> Iterator[T]:
+        """The items, made on another thread, at most so many ahead."""
+        made: queue.Queue[tuple[T] | BaseException | None] = queue.Queue(maxsize=most)
+
+        def hand_over(item: tuple[T] | BaseException | None) -> None:
+            while not self._stop.is_set():
+                try:
+                    made.put(item, timeout=0.1)
+                except queue.Full:
+                    continue
+                return
+
+        def make() -> None:
+            try:
+                for item in items:
+                    hand_over((item,))
+                    if self._stop.is_set():
+                        return
+                hand_over(None)
+            except BaseException as error:  # it is raised again below, in the caller's thread
+                hand_over(error)
+
+        self._threads.append(threading.Thread(target=make, name=name, daemon=True))
+        self._threads[-1].start()
+        while not self._stop.is_set():
+            try:
+                found = made.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if isinstance(found, BaseException):
+                raise found
+            if found is None:
+                return
+            yield found[0]
+
+    def close(self, *, wait_s: float) -> None:
+        """Stop. A thread may be in the middle of a batch, or wait for a pipe that never ends."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=wait_s)
 
 
 class _Parts:
