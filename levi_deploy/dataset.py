@@ -22,7 +22,7 @@ from levi_serving.errors import TableError, UsageError
 from levi_serving.predictions import Task
 from levi_serving.tables import located, read_columns
 
-__all__ = ["Dataset", "encode_targets", "learn", "read"]
+__all__ = ["Dataset", "Learning", "encode_targets", "learn", "read"]
 
 VALIDATION_SPLITS = ("id_val", "validation", "val", "valid", "dev")
 SEPARATOR = "|"

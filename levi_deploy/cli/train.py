@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from levi_deploy.cli.options import Json, Overwrite, existing, option, progress, show, table
+from levi_deploy.cli.options import Json, Overwrite, by_head, existing, option, progress, show
 
 
 def command(
@@ -62,10 +62,17 @@ def command(
     learning_rate: Annotated[float | None, option("--learning-rate", help="AdamW's, at its highest.")] = None,
     weight_decay: Annotated[float | None, option("--weight-decay", help="AdamW's.")] = None,
     patience: Annotated[int | None, option("--patience", help="Epochs without improvement.")] = None,
+    head_weights: Annotated[
+        str | None, option("--head-weights", help="Weight of each head's loss, as 1,1,2 [equal].")
+    ] = None,
     class_weights: Annotated[str | None, option("--class-weights", help="none or balanced.")] = None,
     augment: Annotated[str | None, option("--augment", help="flip-crop or none, for image branches.")] = None,
     calibrate: Annotated[
         bool | None, option("--calibrate/--no-calibrate", help="Fit a temperature on validation [yes].")
+    ] = None,
+    abstain_share: Annotated[
+        float | None,
+        option("--abstain-share", help="Share of validation rows on which it abstains; 0: never [0.05]."),
     ] = None,
     seed: Annotated[int | None, option("--seed", help="Of every random choice.")] = None,
     config: Annotated[
@@ -101,6 +108,8 @@ def command(
             "weight_decay": weight_decay,
             "patience": patience,
             "fine_tune": fine_tune,
+            "head_weights": _numbers(head_weights),
+            "abstain_share": abstain_share,
             "class_weights": class_weights,
             "augment": augment,
             "calibrate": calibrate,
@@ -147,6 +156,17 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    from levi_serving.errors import UsageError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--head-weights is {text!r}; expected a number for each head, as 1,1,2.") from None
+
+
 def parse_taps(text: str | None) -> Any:
     """Read ``2,4,6``, ``3``, ``all`` or ``none``.
 
@@ -167,19 +187,18 @@ def parse_taps(text: str | None) -> Any:
 
 
 def _human(run: Any, record: Any) -> str:
-    validation = dict(record["validation"])
-    heads, rows = validation.pop("heads"), validation.pop("rows")
-    lines = [
-        [name, value, *(heads if n == 0 else [""] * len(heads))] for n, (name, value) in enumerate(validation.items())
-    ]
-    header = ["", "average", *(f"head {k + 1}" for k in range(len(heads)))]
-    seconds = record["seconds"]
+    seconds, parameters = record["seconds"], record["parameters"]
+    abstains = (
+        "It never abstains."
+        if record["abstain_above"] is None
+        else f"It abstains where its heads' disagreement is above {record['abstain_above']:.4g}."
+    )
     return (
         f"{run.task}, {record['data']['training_rows']} training rows, taps {list(run.taps)}, "
         f"best of {record['epochs']} epochs: {record['best_epoch']}\n"
-        f"Trained {record['parameters']['trained']:,} parameters beside {record['parameters']['backbone']:,} frozen "
-        f"ones; taps {seconds['taps']:.0f} s, fit {seconds['fit']:.0f} s\n\n"
-        f"In-distribution validation, {rows} rows ({record['data']['validation_from']}):\n"
-        + table(lines, header=header)
-        + f"\n\nThe run is in {run.folder}. Next: levi export {run.folder} -o BUNDLE"
+        f"Trained {parameters['trained']:,} parameters beside {parameters['frozen']:,} frozen ones; "
+        f"taps {seconds['taps']:.0f} s, fit {seconds['fit']:.0f} s\n\n"
+        f"In-distribution validation, {record['validation']['rows']} rows ({record['data']['validation_from']}):\n"
+        + by_head(record["validation"])
+        + f"\n\n{abstains}\nThe run is in {run.folder}. Next: levi export {run.folder} -o BUNDLE"
     )

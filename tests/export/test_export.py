@@ -49,6 +49,7 @@ def agrees_with_torch(run: Run, bundle: Bundle, shapes=((1, 1), (1, 16), (3, 37)
         feeds["token_type_ids"] = ids % 2
         further = Encoded.blank(run.preprocessing, rows=rows).arrays
         feeds |= {name: rng.integers(0, 3, array.shape).astype(array.dtype) for name, array in further.items()}
+        feeds = {tensor.name: feeds[tensor.name] for tensor in bundle.manifest.inputs}
         expected, found = reference.answer(feeds), runner.session.run(feeds)
         spread = spread or max(expected.head_logits.std(), 1e-3)
         np.testing.assert_allclose(found["logits"], expected.logits, atol=1e-4 * spread, rtol=1e-4)
