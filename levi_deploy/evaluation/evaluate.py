@@ -96,6 +96,7 @@ def evaluate(
         texts=[names[name] for name in (preprocessing.text.columns if preprocessing.text else ())],
         files=[names[name] for name in preprocessing.files],
         further=further,
+        empty=task == "multilabel",
     )
     targets = encode_targets(table.targets, task, labels, column=target)
     chosen = _chosen(table.columns.get(split_column, []), splits, split_column, data, len(table))
@@ -130,7 +131,7 @@ def _kept(
     """The share of rows left out, and a metric on those that are kept; None where none is."""
     kept = served.finish(_take(outputs, keep))
     measured = metrics(kept, targets[keep], task=served.task, labels=served.labels)[name] if keep.any() else None
-    return {"share": float(1 - keep.mean()), "kept": int(keep.sum()), name: measured}
+    return {"share": float((~keep).mean()), "kept": int(keep.sum()), name: measured}
 
 
 def _model(model: Path, backbone: str | None, device: str) -> tuple[_Served, str]:

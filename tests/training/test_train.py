@@ -175,14 +175,19 @@ def small(path, lines):
     [
         (["a,x,train", "b,x,train", "c,x,id_val"], {}, UsageError, "only the value 'x'; .* at least two classes"),
         (["a,x,train", "b,y,train", "c,z,id_val"], {}, TableError, "'label' holds 'z', which no training row has"),
-        (["a,x,train", ",y,train", "c,x,id_val"], {}, TableError, "1 rows lack a value, first row 2 in column 'text'"),
-        (["a,x,train", "b,,train", "c,x,id_val"], {}, TableError, "first row 2 in column 'label'"),
+        (
+            ["a,x,train", ",y,train", "c,x,id_val"],
+            {},
+            TableError,
+            "1 rows cannot be used, first row 2: column 'text' is empty",
+        ),
+        (["a,x,train", "b,,train", "c,x,id_val"], {}, TableError, "first row 2: column 'label' is empty"),
         (["a,x,train", "b,y,train,9", "c,x,id_val"], {}, TableError, "1 rows cannot be read, first row 2: line 3"),
         (["a,x,train", "b,y,train"], {}, UsageError, "none of id_val, validation, val, .*; it has train"),
         (["a,x,other", "b,y,id_val"], {}, UsageError, "no rows with 'train'; it has other"),
         (["a,x,train", "c,x,id_val"], {"target": "lable"}, TableError, "no column 'lable'.* Did you mean 'label'"),
         (["a,1,train", "b,oops,train", "c,2,id_val"], {"task": "regression"}, TableError, "'label' holds 'oops'"),
-        (["a,1,train", "b,nan,train", "c,2,id_val"], {"task": "regression"}, TableError, "needs finite numbers"),
+        (["a,1,train", "b,nan,train", "c,2,id_val"], {"task": "regression"}, TableError, "'nan' among numbers"),
     ],
 )
 def test_wrong_tables(tmp_path, config, lines, options, error, says):
