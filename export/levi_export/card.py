@@ -17,6 +17,10 @@ def card(manifest: Manifest, certificate: dict[str, Any]) -> str:
     heads, rows = validation.pop("heads"), validation.pop("rows")
     first = next(iter(validation))
     taps = ", ".join(map(str, manifest.taps)) or "none"
+    backbone = (
+        f"{model['backbone']['name']} ({model['backbone']['layers']} layers, width {model['backbone']['widths'][-1]}), "
+        f"frozen, SHA-256 {model['backbone']['digest'][:12]}…"
+    )
     pooling = f"; {model['taps'][0]['pooling']} pooling" if model["taps"] else ""
     branches = ", ".join(f"{b['name']} ({b['stages']} stages of width {b['width']})" for b in model["branches"])
     share = parameters["trained"] / parameters["full_fine_tuning"]
@@ -36,8 +40,7 @@ def card(manifest: Manifest, certificate: dict[str, Any]) -> str:
         f"| task | {manifest.task} |",
         f"| labels | {', '.join(manifest.labels)} |",
         f"| input | {manifest.preprocessing.in_words} |",
-        f"| backbone | {model['backbone']['name']} ({model['backbone']['layers']} layers, width "
-        f"{model['backbone']['widths'][-1]}), frozen, SHA-256 {model['backbone']['digest'][:12]}… |",
+        f"| backbone | {backbone if model['taps'] else 'none'} |",
         f"| taps | {taps}{pooling} |",
         f"| branches | {branches or 'none'} |",
         f"| average | of the heads' {manifest.average} |",

@@ -21,7 +21,7 @@ def command(
         option("--split", help="Only rows with this value of the split column; repeatable, in-distribution first."),
     ] = None,
     split_column: Annotated[str, option("--split-column", help="The split column.")] = "split",
-    by: Annotated[str | None, option("--by", help="A column whose values are also measured one by one.")] = None,
+    by: Annotated[str | None, option("--by", help="A column; the rows of each of its values are measured too.")] = None,
     backbone: Annotated[str | None, option("--backbone", help="Where a run's backbone lies now.")] = None,
     device: Device = "auto",
     as_json: Json = False,

@@ -55,7 +55,9 @@ def _tree(model: Any, parameters: Any, task: str, labels: Any) -> list[str]:
     backbone, classes = model["backbone"], len(labels)
     widths = backbone["widths"]
     width = widths[-1] if len(set(widths)) == 1 else f"{min(widths)} … {max(widths)}"
-    parts = [(f"├─ backbone {backbone['name']}: L = {backbone['layers']} layers, D = {width}", backbone)]
+    parts = []
+    if model["taps"]:
+        parts.append((f"├─ backbone {backbone['name']}: L = {backbone['layers']} layers, D = {width}", backbone))
     for n, tap in enumerate(model["taps"]):
         how = f"{tap['pooling']} pooling" + (f" with {tap['queries']} queries" if tap["queries"] else "")
         stem = "└─" if n + 1 == len(model["taps"]) else "├─"

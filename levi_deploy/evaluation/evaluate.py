@@ -78,7 +78,7 @@ def evaluate(
         ``kept`` ones, how many they are beside it. ``abstain_above``: that threshold; None where it has none.
 
     Raises:
-        UsageError: a split has no rows.
+        UsageError: a split has no rows, or a column is named for what the model does not read.
         TableError, BundleError, RunError, ProviderError: as the parts raise them.
     """
     served, own_target = _model(model, backbone, device)
@@ -86,8 +86,12 @@ def evaluate(
     target = target or own_target
     further = ([split_column] if splits else []) + ([by] if by else [])
     names = {name: name for name in preprocessing.names}  # the model's: the table's
-    for part, given in ((preprocessing.text, text), (preprocessing.image, image)):
-        if part is not None and given is not None:
+    for option, part, given in (("text", preprocessing.text, text), ("image", preprocessing.image, image)):
+        if given is not None and part is None:
+            raise UsageError(
+                f"{option} is {given!r}, but this model reads {', '.join(map(repr, names))}. Leave it out."
+            )
+        if given is not None and part is not None:
             names[part.column] = given
     table = read(
         data,

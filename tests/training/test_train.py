@@ -117,7 +117,7 @@ def test_baselines_are_the_same_model(table, config, cache, tmp_path):
 def test_regression_learns_in_the_targets_units(table, config, cache, tmp_path):
     asked = replace(config, data=replace(config.data, target="score"))
     run = train(table, tmp_path / "run", asked, cache=cache)
-    assert (run.task, run.labels) == ("regression", ("score",))
+    assert (run.task, run.labels, run.record["temperature"]) == ("regression", ("score",), 1)
     scores = [float(row["score"]) for row in rows_of(table) if row["split"] == "train"]
     assert weights(run)["shift"] == pytest.approx(np.mean(scores), rel=1e-5)
     assert run.record["validation"]["rmse"] < np.std(scores)
