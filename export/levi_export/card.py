@@ -18,6 +18,18 @@ def card(manifest: Manifest, certificates: Mapping[str, dict[str, Any]]) -> str:
     heads, rows = validation.pop("heads"), validation.pop("rows")
     first = next(iter(validation))
     taps = ", ".join(map(str, manifest.taps)) or "none"
+    backbone = (
+        f"{model['backbone']['name']} ({model['backbone']['layers']} layers, width {model['backbone']['widths'][-1]}), "
+        f"frozen, SHA-256 {model['backbone']['digest'][:12]}…"
+    )
+    pooling = f"; {model['taps'][0]['pooling']} pooling" if model["taps"] else ""
+    branches = ", ".join(f"{b['name']} ({b['stages']} stages of width {b['width']})" for b in model["branches"])
+    share = parameters["trained"] / parameters["full_fine_tuning"]
+    abstains = (
+        "never"
+        if manifest.abstain_above is None
+        else f"where its heads' disagreement is above {manifest.abstain_above:.4g}"
+    )
     lines = [
         "# A LEVI model in one ONNX graph",
         "",
@@ -29,12 +41,13 @@ def card(manifest: Manifest, certificates: Mapping[str, dict[str, Any]]) -> str:
         f"| task | {manifest.task} |",
         f"| labels | {', '.join(manifest.labels)} |",
         f"| input | {manifest.preprocessing.in_words} |",
-        f"| backbone | {model['backbone']['name']} ({model['backbone']['layers']} layers, width "
-        f"{model['backbone']['widths'][-1]}), frozen, SHA-256 {model['backbone']['digest'][:12]}… |",
-        f"| taps | {taps}; {model['pooling']} pooling |",
-        f"| branches | {', '.join(model['branches']) or 'none'} |",
+        f"| backbone | {backbone if model['taps'] else 'none'} |",
+        f"| taps | {taps}{pooling} |",
+        f"| branches | {branches or 'none'} |",
         f"| average | of the heads' {manifest.average} |",
-        f"| parameters | {parameters['trained']:,} trained, {parameters['backbone']:,} in the backbone |",
+        f"| parameters | {parameters['trained']:,} trained, {parameters['frozen']:,} frozen; full fine-tuning would "
+        f"train {parameters['full_fine_tuning']:,}, so this is {share:.1%} of that |",
+        f"| abstains | {abstains} |",
         f"| graph | {model['nodes']} nodes, {model['weights_bytes'] / 1e6:.1f} MB, opset {manifest.graphs[0].opset} |",
         "",
         "## In-distribution validation",

@@ -18,7 +18,7 @@ from levi_deploy.model import Levi
 from levi_deploy.training.checkpoint import Run
 from levi_export.card import card
 from levi_export.convert import OPSET, convert, inputs, outputs
-from levi_export.graph import Structure, check, clean
+from levi_export.graph import check, clean
 from levi_export.verify import golden
 from levi_serving.bundle import CARD, CERTIFICATE, GOLDEN, GRAPH, WEIGHTS, Bundle, Graph, Manifest
 from levi_serving.errors import ParityError, UsageError
@@ -103,10 +103,16 @@ def _write(trained: Run, levi: Levi, folder: Path, tell: Progress) -> Bundle:
         outputs=answers,
         average=trained.config.model.average,
         taps=trained.taps,
-        model=_described(trained, levi, structure),
+        model={
+            **trained.record["model"],
+            "parameters": trained.record["parameters"],
+            "nodes": structure.nodes,
+            "weights_bytes": structure.weights,
+        },
         graphs=(Graph(opset=OPSET),),
+        abstain_above=trained.record["abstain_above"],
         provenance={
-            **trained.record,
+            **{name: value for name, value in trained.record.items() if name not in ("model", "abstain_above")},
             "versions": {
                 **trained.record["versions"],
                 **{name: metadata.version(name) for name in ("onnx", "onnxscript", "onnx-ir", "onnxruntime")},
@@ -127,25 +133,6 @@ def _prove(folder: Path, graph: Graph) -> dict[str, Any]:
 
 def _bytes(levi: Levi) -> int:
     return sum(t.numel() * t.element_size() for t in levi.state_dict(keep_vars=True).values())
-
-
-def _described(trained: Run, levi: Levi, structure: Structure) -> dict[str, Any]:
-    model = trained.config.model
-    return {
-        "backbone": {
-            "name": trained.backbone.name,
-            "digest": trained.backbone.digest,
-            "layers": trained.backbone.depth,
-            "widths": trained.backbone.widths,
-        },
-        "pooling": model.pooling,
-        "queries": model.queries if model.pooling == "attention" else 0,
-        "branches": [type(branch).__name__ for branch in levi.ensemble.branches],
-        "head_hidden": model.head_hidden,
-        "parameters": trained.record["parameters"],
-        "nodes": structure.nodes,
-        "weights_bytes": structure.weights,
-    }
 
 
 def _config(trained: Run, levi: Levi) -> dict[str, Any]:

@@ -11,7 +11,21 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Device", "Json", "Overwrite", "Precision", "Threads", "Workers", "option", "progress", "show", "table"]
+__all__ = [
+    "Device",
+    "Json",
+    "Overwrite",
+    "Precision",
+    "Threads",
+    "Workers",
+    "by_head",
+    "existing",
+    "option",
+    "progress",
+    "renamed",
+    "show",
+    "table",
+]
 
 
 def option(*names: str, help: str, **settings: Any) -> Any:  # noqa: A002  # Typer's own name
@@ -93,6 +107,16 @@ def renamed(own: Sequence[str], settings: Any, *, text: str | None = None, image
             raise UsageError(f"{option} names a column, but this model reads {', '.join(map(repr, own))}.")
         result[part.column] = given
     return result
+
+
+def by_head(validation: Mapping[str, Any]) -> str:
+    """The metrics of an average beside each head's first one, as a table."""
+    measured = {name: value for name, value in validation.items() if name not in ("heads", "rows")}
+    heads = validation["heads"]
+    rows = [
+        [name, value, *(heads if n == 0 else [""] * len(heads))] for n, (name, value) in enumerate(measured.items())
+    ]
+    return table(rows, header=["", "average", *(f"head {k + 1}" for k in range(len(heads)))])
 
 
 def existing(path: Path, what: str) -> Path:

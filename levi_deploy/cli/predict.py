@@ -26,7 +26,9 @@ def command(
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", help="CSV, TSV, JSONL, Parquet, a folder of images, or - for a pipe.")
     ],
-    output: Annotated[Path, option("--output", "-o", help="Likewise.")],
+    output: Annotated[
+        Path, option("--output", "-o", help="The rows with their predictions: CSV, TSV, JSONL, Parquet, or -.")
+    ],
     text: Annotated[str | None, option("--text", help="The input's column with the text [the model's].")] = None,
     image: Annotated[str | None, option("--image", help="The input's column with the image [the model's].")] = None,
     heads: Annotated[bool, option("--heads", help="Also each head's own prediction.")] = False,

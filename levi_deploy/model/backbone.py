@@ -156,7 +156,10 @@ class Backbone(nn.Module):
             # It works in place: self.model holds the adapters. In a list, so that they are not counted twice.
             self._adapted = [get_peft_model(self.model, config)]
         except ValueError as error:
-            raise UsageError(f"The backbone {self.identity.name!r} has no layer for LoRA: {error}") from error
+            raise UsageError(
+                f"The backbone {self.identity.name!r} has no linear layer, and LoRA's adapters stand beside linear "
+                "layers. Leave --lora out, or choose a transformer."
+            ) from error
 
     def adapters(self) -> dict[str, Tensor]:
         """The adapters' weights by name."""

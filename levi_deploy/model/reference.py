@@ -26,15 +26,25 @@ class Reference:
         preprocessor: as in training.
         task: what the logits mean.
         labels: the C output names.
+        abstain_above: the disagreement above which it abstains; None where it never does.
     """
 
     name = "torch"
 
-    def __init__(self, levi: Levi, preprocessor: Preprocessor, task: Task, labels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        levi: Levi,
+        preprocessor: Preprocessor,
+        task: Task,
+        labels: Sequence[str],
+        *,
+        abstain_above: float | None = None,
+    ) -> None:
         self.levi = levi
         self.preprocessor = preprocessor
         self.task = task
         self.labels = tuple(labels)
+        self.abstain_above = abstain_above
 
     def prepare(self, rows: Sequence[Row], *, bad: dict[int, str] | None = None) -> Encoded:
         """Turn N rows into arrays, as the runner does.
@@ -64,7 +74,7 @@ class Reference:
 
     def finish(self, outputs: Outputs) -> Predictions:
         """Turn outputs into predictions, as the runner does."""
-        return finish(outputs, task=self.task, labels=self.labels)
+        return finish(outputs, task=self.task, labels=self.labels, abstain_above=self.abstain_above)
 
     def describe(self) -> dict[str, object]:
         """What answers."""

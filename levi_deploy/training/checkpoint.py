@@ -29,7 +29,7 @@ from levi_serving.preprocess import Preprocessing, Preprocessor, Row, rows_from_
 
 __all__ = ["Run", "build"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RECORD = "run.json"
 WEIGHTS = "weights.safetensors"
 ADAPTERS = "adapters.safetensors"
@@ -50,7 +50,7 @@ class Run:
         taps: the depths read.
         backbone: which backbone it was trained on.
         preprocessing: how rows become arrays.
-        record: data digests, metrics, parameter counts, versions: what happened.
+        record: the architecture, data digests, metrics, parameter counts, versions: what came of it.
     """
 
     folder: Path
@@ -163,7 +163,11 @@ class Run:
     def reference(self, *, backbone: str | None = None) -> Reference:
         """The torch model behind the runner's three verbs."""
         return Reference(
-            self.levi(backbone=backbone), Preprocessor(self.folder, self.preprocessing), self.task, self.labels
+            self.levi(backbone=backbone),
+            Preprocessor(self.folder, self.preprocessing),
+            self.task,
+            self.labels,
+            abstain_above=self.record["abstain_above"],
         )
 
 

@@ -96,10 +96,11 @@ class Manifest:
         outputs: the graph's outputs: ``logits`` and ``head_logits``.
         average: what the heads' average is taken of.
         taps: the backbone depths that are read, 0 (embeddings) … L.
-        model: the architecture in words and numbers: backbone, pooling, branch, heads, parameter counts.
+        model: the architecture in words and numbers: backbone, taps, branches, heads, parameter counts.
         graphs: the graphs of this one model, in order of preference.
         provenance: backbone name and digest, package versions, data digest, metrics.
         files: SHA-256 of every other file in the folder, by name.
+        abstain_above: the disagreement above which the model abstains; None where it never does.
     """
 
     task: Task
@@ -113,6 +114,7 @@ class Manifest:
     graphs: tuple[Graph, ...]
     provenance: Mapping[str, Any]
     files: Mapping[str, str] = field(default_factory=dict)
+    abstain_above: float | None = None
 
     @property
     def digest(self) -> str:

@@ -86,6 +86,7 @@ class Runner:
         manifest = self.bundle.manifest
         self.task = manifest.task
         self.labels = manifest.labels
+        self.abstain_above = manifest.abstain_above
         self.columns = manifest.preprocessing.names
         self.files = manifest.preprocessing.files
         self.fingerprint = manifest.digest
@@ -202,8 +203,8 @@ class Runner:
         return self.session.run(encoded.batch(filled, tokens=longest))
 
     def finish(self, outputs: Outputs) -> Predictions:
-        """Turn the graph's answers into labels, probabilities and disagreement."""
-        return finish(outputs, task=self.task, labels=self.labels)
+        """Turn the graph's answers into labels, probabilities, disagreement, and where to abstain."""
+        return finish(outputs, task=self.task, labels=self.labels, abstain_above=self.abstain_above)
 
     def table(
         self, predictions: Predictions, *, heads: bool = False, all_probabilities: bool = False

@@ -50,6 +50,7 @@ def agrees_with_torch(run: Run, bundle: Bundle, shapes=((1, 1), (1, 16), (3, 37)
             feeds["token_type_ids"] = ids % 2  # of single texts the graph takes none: all are of the first
         further = Encoded.blank(run.preprocessing, rows=rows).arrays
         feeds |= {name: rng.integers(0, 3, array.shape).astype(array.dtype) for name, array in further.items()}
+        feeds = {tensor.name: feeds[tensor.name] for tensor in bundle.manifest.inputs}
         expected, found = reference.answer(feeds), runner.session.run(feeds)
         spread = spread or max(expected.head_logits.std(), 1e-3)
         np.testing.assert_allclose(found["logits"], expected.logits, atol=1e-4 * spread, rtol=1e-4)
@@ -64,10 +65,18 @@ VARIANTS = {
     "mean pooling, embeddings tapped": {"model": {"pooling": "mean", "taps": (0, 4)}},
     "first token, probabilities": {"model": {"pooling": "first", "average": "probabilities", "branches": ()}},
     "last token, linear heads": {"model": {"pooling": "last", "head_hidden": 0}},
-    "multilabel": {"data": {"target": "topics", "task": "multilabel"}, "model": {"average": "probabilities"}},
+    "multilabel": {
+        "data": {"target": "topics", "task": "multilabel"},
+        "model": {"average": "probabilities"},
+        "training": {"class_weights": "balanced"},
+    },
+    "all taps, weighted heads": {
+        "model": {"taps": "all", "pooling": "mean", "head_hidden": 0},
+        "training": {"head_weights": (0.5, 1, 1, 2, 2)},
+    },
     "regression": {"data": {"target": "score"}},
     "convolutions": {"model": {"branches": ("cnn",)}},
-    "recurrent": {"model": {"branches": ("gru",), "pooling": "mean"}},
+    "recurrent, a number of taps": {"model": {"branches": ("gru",), "pooling": "mean", "taps": 2}},
     "self-attention": {"model": {"branches": ("transformer",), "pooling": "mean"}},
     "text and columns": {"data": {"numeric": ("price",), "categorical": ("shop", "item")}},
     "a graph": {"model": {"branches": ("graph",), "pooling": "mean"}, "data": {"nodes": ("user", "item")}},
