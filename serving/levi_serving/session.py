@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Device", "Session", "providers"]
+__all__ = ["OPTIMIZED", "Device", "Session", "providers"]
 
 Device = Literal["auto", "cpu", "cuda"]
+
+OPTIMIZED = "optimized.onnx"
+"""The graph as onnxruntime runs it, in the folder of a trace."""
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -67,6 +70,7 @@ class Session:
         model: the graph's file; its weights lie beside it and are memory-mapped.
         device: ``auto`` is ``cuda`` where the installed onnxruntime is the GPU build, else ``cpu``.
         threads: of one run; the usable cores when None.
+        trace: a folder for the times of every node and the optimised graph; see ``end_trace``.
 
     Raises:
         UsageError: there is no such device.
@@ -74,7 +78,9 @@ class Session:
         BundleError: the file is no graph that this onnxruntime loads.
     """
 
-    def __init__(self, model: Path, *, device: Device = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, model: Path, *, device: Device = "auto", threads: int | None = None, trace: Path | None = None
+    ) -> None:
         if device not in get_args(Device):
             raise UsageError(f"The device is {device!r}; expected {', '.join(get_args(Device))}.")
         there = providers()
@@ -94,6 +100,11 @@ class Session:
         options.log_severity_level = 3  # errors; warnings of a failed provider become the error below
         options.enable_cpu_mem_arena = False  # the arena keeps its peak for good and saves no time here
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle costs no CPU
+        if trace is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(trace / "trace")
+            options.optimized_model_filepath = str(trace / OPTIMIZED)
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         if device == "cuda":
             onnxruntime.preload_dlls()
         try:
@@ -138,3 +149,7 @@ class Session:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise LeviError(f"onnxruntime failed on a batch of {shapes}: {error}") from error
         return dict(zip(names, answers, strict=True))
+
+    def end_trace(self) -> Path:
+        """Stop tracing and return the file with the times of every run's nodes, in Chrome's trace format."""
+        return Path(self._session.end_profiling())
