@@ -7,6 +7,7 @@ the file predictor, the bench and a service use. It knows no files but the bundl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ class Runner:
         max_batch_tokens: int = 1024,
         max_batch_rows: int = 128,
     ) -> None:
-        self.bundle = Bundle.open(bundle)
+        self.bundle = Bundle.read(bundle)
         manifest = self.bundle.manifest
         self.task = manifest.task
         self.labels = manifest.labels
@@ -65,8 +66,13 @@ class Runner:
         self.files = manifest.preprocessing.files
         self.fingerprint = manifest.digest
         self.graph = self.bundle.graph(precision)
-        self.preprocessor = Preprocessor(self.bundle.folder, manifest.preprocessing)
-        self.session = Session(self.bundle.folder / self.graph.file, device=device, threads=threads)
+        with ThreadPoolExecutor(1) as beside:  # digests leave Python's lock alone: they cost no time beside loading
+            checked = beside.submit(self.bundle.check)
+            try:
+                self.preprocessor = Preprocessor(self.bundle.folder, manifest.preprocessing)
+                self.session = Session(self.bundle.folder / self.graph.file, device=device, threads=threads)
+            finally:
+                checked.result()  # a damaged file is why it does not load, or why it must not answer
         self._check_contract()
         self._max_batch_tokens = max_batch_tokens
         self._max_batch_rows = max_batch_rows

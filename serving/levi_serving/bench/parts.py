@@ -19,6 +19,8 @@ Path = tuple[str, ...]
 AVERAGE: Path = ("average",)
 UNKNOWN: Path = ("unknown",)
 
+_SHARED = 64  # bytes; a few numbers (an axis, a factor) may serve many modules under the name of one
+
 _NAMED = re.compile(r"(?:fused )?((?:backbone|ensemble)[^/]*)/")
 _INSIDE = re.compile(r"backbone|ensemble\.(branches|pools|heads)\.")
 _EMBEDDING = re.compile(r"embed|emb$|wte|wpe|patch|shared|stem", re.IGNORECASE)
@@ -72,12 +74,11 @@ class Parts:
     def _own(self, node: Node) -> str:
         if _says(named := _named(node.name)):
             return named
-        weights = [(name, self._graph.weights[name]) for name in node.inputs if name in self._graph.weights]
-        modules = [
-            (weight.size, name.rpartition(".")[0])
-            for name, weight in weights
-            if weight.shape and _says(name.rpartition(".")[0])  # a number may be shared by many modules
-        ]
+        modules = []
+        for name in node.inputs:
+            module, weight = name.rpartition(".")[0], self._graph.weights.get(name)
+            if weight is not None and weight.size > _SHARED and _says(module):
+                modules.append((weight.size, module))
         return max(modules)[1] if modules else ""
 
     def _path(self, module: str) -> Path:

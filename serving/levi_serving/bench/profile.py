@@ -226,8 +226,7 @@ def _tree(passes: Sequence[_Pass], plain: Sequence[_Pass], parts: Parts, scale: 
         known += ms if path != UNKNOWN else 0
         named += ms if by_name else 0
     between = median(
-        one.session - sum(one.nodes.values()) - (one.whole - other.whole)
-        for one, other in zip(passes, plain, strict=True)
+        one.session - sum(one.nodes.values()) - (one.run - other.run) for one, other in zip(passes, plain, strict=True)
     )
     run.part("onnxruntime itself").ms = scale * max(0.0, between)  # below the machine's noise it is nothing
     whole.part("finish").ms = scale * median(one.finish for one in passes)
