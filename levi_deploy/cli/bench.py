@@ -27,6 +27,10 @@ def command(
     against: Annotated[str | None, option("--against", help="torch, or another bundle: measured side by side.")] = None,
     run: Annotated[Path | None, option("--run", help="The training run, for --against torch.")] = None,
     backbone: Annotated[str | None, option("--backbone", help="Where the run's backbone lies now.")] = None,
+    profile: Annotated[
+        Path | None,
+        option("--profile", help="Instead: where the time goes, by part; a flame view is written to this HTML file."),
+    ] = None,
     device: Device = "auto",
     threads: Threads = None,
     as_json: Json = False,
@@ -37,6 +41,8 @@ def command(
     existing(bundle, "a bundle")
     if scenario not in ("single", "offline"):
         raise UsageError(f"--scenario is {scenario!r}; expected single or offline.")
+    if profile and (against or scenario != "single"):
+        raise UsageError("--profile takes single queries of one bundle apart. Leave --against and --scenario out.")
     sizes, lengths = _numbers("--batch-size", batch_size), _numbers("--length", length) if length else []
     from levi_serving import Runner, bench
     from levi_serving.session import Device as DeviceName
@@ -47,16 +53,36 @@ def command(
         workloads = bench.fixed(runner.preprocessor, rows, batch_sizes=sizes, lengths=lengths)
     else:
         workloads = bench.real(rows, batch_sizes=sizes if scenario == "single" else [1])
+    seconds = 3.0 if quick else duration
+    if profile:
+        _profile(runner, workloads, profile, seconds, as_json=as_json)
+        return
     targets: list[Any] = [runner]
     if against:
         targets.append(_other(against, run, backbone, device, threads, runner.session.threads))
     measure = bench.single if scenario == "single" else bench.offline
-    seconds = 3.0 if quick else duration
     measured = [measure(targets, workload, duration_s=seconds) for workload in workloads]
     report = bench.Report(measured, targets, quick=quick)
     show(report.to_dict(), as_json=as_json, human=lambda: str(report))
     if report.verdict == "INVALID":
         raise BenchmarkError("The measurement does not count: " + "; ".join(report.reasons))
+
+
+def _profile(runner: Any, workloads: Any, output: Path, seconds: float, *, as_json: bool) -> None:
+    """Take each workload's queries apart, print the tree and write the page."""
+    from levi_serving.bench.environment import environment
+    from levi_serving.bench.flame import page
+    from levi_serving.bench.peak import measure
+    from levi_serving.bench.profile import profile
+
+    found = [
+        profile(runner, workload, peak=measure(runner.session.threads), duration_s=seconds) for workload in workloads
+    ]
+    about = environment()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page(found, about, runner.bundle.folder.name), encoding="utf-8")
+    document = {"format_version": 1, "profiles": [one.to_dict() for one in found], "environment": about}
+    show(document, as_json=as_json, human=lambda: "\n\n".join([*map(str, found), f"The flame view is {output}."]))
 
 
 def _numbers(name: str, text: str) -> list[int]:

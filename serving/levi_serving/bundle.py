@@ -207,6 +207,17 @@ class Bundle:
         Raises:
             BundleError: which file is wrong, what was found, what was expected, what to do.
         """
+        bundle = cls.read(folder)
+        bundle.check()
+        return bundle
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Self:
+        """Read a bundle's manifest alone; nothing of it is to be believed before ``check``.
+
+        Raises:
+            BundleError: it is no bundle, or of a newer version.
+        """
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             found = "no such folder" if not folder.exists() else f"there is no {MANIFEST} in it"
@@ -220,9 +231,16 @@ class Bundle:
             raise BundleError(
                 f"{folder / MANIFEST} is not UTF-8 text: it is damaged. Copy the bundle again."
             ) from error
-        bundle = cls(folder, Manifest.from_json(text, name=str(folder / MANIFEST)))
-        for name, expected in bundle.manifest.files.items():
-            path = folder / name
+        return cls(folder, Manifest.from_json(text, name=str(folder / MANIFEST)))
+
+    def check(self) -> None:
+        """Hold every file against its digest.
+
+        Raises:
+            BundleError: which file is wrong, what was found, what was expected, what to do.
+        """
+        for name, expected in self.manifest.files.items():
+            path = self.folder / name
             if not path.is_file():
                 raise BundleError(f"{path} is missing from the bundle. Copy the whole folder again.")
             if (found := sha256(path)) != expected:
@@ -230,7 +248,6 @@ class Bundle:
                     f"{path} is damaged or is not the exported file: its SHA-256 is {found[:12]}…, "
                     f"expected {expected[:12]}…. Copy the bundle again, or export the run again."
                 )
-        return bundle
 
     @classmethod
     def write(cls, folder: Path, manifest: Manifest) -> Self:

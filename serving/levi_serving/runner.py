@@ -82,7 +82,7 @@ class Runner:
         max_batch_rows: int = 128,
         gpu: GpuSettings | None = None,
     ) -> None:
-        self.bundle = Bundle.open(bundle)
+        self.bundle = Bundle.read(bundle)
         manifest = self.bundle.manifest
         self.task = manifest.task
         self.labels = manifest.labels
@@ -92,7 +92,6 @@ class Runner:
         self.fingerprint = manifest.digest
         device = settle(device)
         self.graph = graph or self.bundle.graph(precision, device=device)
-        self.preprocessor = Preprocessor(self.bundle.folder, manifest.preprocessing)
         tuned = Tuning.read(self.bundle.folder).get(scenario=scenario, device=device, graph=self.graph.file)
         self.tuned = tuned is not None
         if tuned is not None and (threads, workers) == (None, None):
@@ -106,14 +105,20 @@ class Runner:
         most = {"batch": max_batch_rows}
         if manifest.preprocessing.text is not None:
             most["sequence"] = manifest.preprocessing.text.max_length
-        self.session = Session(
-            self.bundle.folder / self.graph.file,
-            device=device,
-            threads=threads or max(1, cores // self.workers),
-            precision=self.graph.precision,
-            most=most,
-            gpu=gpu,
-        )
+        with ThreadPoolExecutor(1) as beside:  # digests leave Python's lock alone: they cost no time beside loading
+            checked = beside.submit(self.bundle.check)
+            try:
+                self.preprocessor = Preprocessor(self.bundle.folder, manifest.preprocessing)
+                self.session = Session(
+                    self.bundle.folder / self.graph.file,
+                    device=device,
+                    threads=threads or max(1, cores // self.workers),
+                    precision=self.graph.precision,
+                    most=most,
+                    gpu=gpu,
+                )
+            finally:
+                checked.result()  # a damaged file is why it does not load, or why it must not answer
         self._check_contract()
         # A thread that waits for the graph holds no lock of Python's, so workers need no process of their own.
         self._pool = ThreadPoolExecutor(self.workers, "levi-runner") if self.workers > 1 else None

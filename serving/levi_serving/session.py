@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Device", "Session", "providers", "settle"]
+__all__ = ["OPTIMIZED", "Device", "Session", "providers", "settle"]
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
+
+OPTIMIZED = "optimized.onnx"
+"""The graph as onnxruntime runs it, in the folder of a trace."""
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -100,6 +103,7 @@ class Session:
         precision: of the graph, for providers that are told.
         most: the largest value of each symbolic dimension, for TensorRT's engines and the buckets of CUDA graphs.
         gpu: what a GPU session may use.
+        trace: a folder for the times of every node and the optimised graph; see ``end_trace``.
 
     Attributes:
         device: the one in use.
@@ -122,6 +126,7 @@ class Session:
         precision: str = "fp32",
         most: Mapping[str, int] | None = None,
         gpu: GpuSettings | None = None,
+        trace: Path | None = None,
     ) -> None:
         device = settle(device)
         wanted = _PROVIDERS[device]
@@ -134,6 +139,11 @@ class Session:
         options.enable_cpu_mem_arena = False  # the arena keeps its peak for good and saves no time here
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle costs no CPU
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if trace is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(trace / "trace")
+            options.optimized_model_filepath = str(trace / OPTIMIZED)
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
         providers: list[Any] = [wanted]
         if device != "cpu":
             onnxruntime.preload_dlls()
@@ -201,6 +211,10 @@ class Session:
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise LeviError(f"onnxruntime failed on a batch of {shapes}: {error}") from error
         return dict(zip(names, answers, strict=True))
+
+    def end_trace(self) -> Path:
+        """Stop tracing and return the file with the times of every run's nodes, in Chrome's trace format."""
+        return Path(self._session.end_profiling())
 
 
 def _shapes(model: Path, runtime: Any) -> dict[str, tuple[Any, ...]]:

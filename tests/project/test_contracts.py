@@ -45,6 +45,22 @@ def test_serving_loads_nothing_of_torch(bundle):
     assert not HEAVY & used
 
 
+def test_a_cold_start_loads_only_what_answers(bundle):
+    """Every further module would be paid for by each process that starts."""
+    optional = {"pyarrow", "PIL", "matplotlib", "rich", "asyncio", "multiprocessing", "unittest"}
+    imported = loaded_after("import levi_serving")
+    assert not (optional | {"onnxruntime"}) & imported
+    script = f"""
+import sys
+from levi_serving import Runner
+Runner({str(bundle)!r}).predict(["a good lamp"])
+print(*(name for name in sys.modules if name.startswith("levi_serving.")))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "levi_serving.session" in done.stdout.split()
+    assert not [name for name in done.stdout.split() if name.startswith("levi_serving.bench")]
+
+
 def test_the_check_of_directions_can_fail(tmp_path):
     """A planted import of torch in serving is found."""
     for folder in ("levi_deploy", "export", "serving", "pyproject.toml"):

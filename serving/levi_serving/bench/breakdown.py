@@ -1,0 +1,189 @@
+"""Where a query's time goes, as a tree, and what follows from it, for people and for machines.
+
+It knows no session and no graph: ``profile`` measures, ``flame`` draws the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from levi_serving.bench.peak import Peak
+from levi_serving.bench.scenarios import Workload
+
+__all__ = ["Part", "Profile", "Work"]
+
+
+@dataclass
+class Part:
+    """A part of a query and the parts it is made of.
+
+    Attributes:
+        name: as tables call it.
+        ms: milliseconds of a query; the sum of its parts where it has any.
+        parts: what it is made of; the innermost are the graph's nodes.
+        node: whether it is one node.
+    """
+
+    name: str
+    ms: float = 0.0
+    parts: list[Part] = field(default_factory=list)
+    node: bool = False
+
+    def part(self, name: str) -> Part:
+        """The part of that name, made when it is not there."""
+        found = next((part for part in self.parts if part.name == name and not part.node), None)
+        if found is None:
+            found = Part(name)
+            self.parts.append(found)
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"name": self.name, "ms": self.ms} | ({"parts": [p.to_dict() for p in self.parts]} if self.parts else {})
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a query asks of the machine.
+
+    Attributes:
+        operations: of matrix products, padding included; a multiplication and an addition are two.
+        useful: the same were every row run alone, at its own length: without padding.
+        bytes: that nodes read and write at least: inputs, weights and results, each once per node.
+        product_ms: time in the nodes that are matrix products.
+    """
+
+    operations: float
+    useful: float
+    bytes: float
+    product_ms: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of one workload's queries goes.
+
+    Attributes:
+        workload: what was asked.
+        query: the whole, as a tree; medians over the traced passes, of the mean over a pass's queries.
+        passes: how often every query was asked, with the trace and without.
+        queries: how many different ones.
+        run_ms: the model's part of a query without the trace, median.
+        overhead: how many times longer a traced pass takes, pair by pair.
+        attributed: share of the kernels' time whose part is known.
+        named: share of the kernels' time whose part the nodes' own names tell.
+        work: what a query asks of the machine.
+        peak: what the machine can do.
+        provider: what ran it.
+    """
+
+    workload: Workload
+    query: Part
+    passes: int
+    queries: int
+    run_ms: float
+    overhead: Mapping[str, float]
+    attributed: float
+    named: float
+    work: Work
+    peak: Peak
+    provider: str
+
+    @property
+    def heads(self) -> list[Part]:
+        """The adapting layers with their poolings."""
+        return [part for part in self.query.part("run").parts if part.name.startswith("head ")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON. Times in ms of a query; shares of the machine's peak use the run without the trace."""
+        heads = [part.ms for part in self.heads]
+        run, seconds = self.query.part("run").ms, self.run_ms / 1e3
+        return {
+            "workload": self.workload.name,
+            "batch_size": self.workload.batch_size,
+            "length": self.workload.length,
+            "provider": self.provider,
+            "passes": self.passes,
+            "queries": self.queries,
+            "tree": self.query.to_dict(),
+            "run_untraced_ms": self.run_ms,
+            "traced_over_untraced": dict(self.overhead),
+            "attributed": self.attributed,
+            "attributed_by_own_name": self.named,
+            "one_more_head": {
+                "ms": sum(heads) / len(heads) if heads else 0.0,
+                "share": sum(heads) / len(heads) / run if heads else 0.0,
+            },
+            "matrix_products": {
+                "operations": self.work.operations,
+                "useful_operations": self.work.useful,
+                "peak_per_s": self.peak.products,
+                "peak_by": self.peak.by,
+                "threads": self.peak.threads,
+                "share_of_peak": self.work.operations / seconds / self.peak.products,
+                "useful_share_of_peak": self.work.useful / seconds / self.peak.products,
+                "share_of_peak_within_products": self.work.operations
+                / max(1e-12, self.work.product_ms / 1e3)
+                / self.peak.products,
+            },
+            "memory": {
+                "bytes": self.work.bytes,
+                "peak_bytes_per_s": self.peak.stream,
+                "share_of_peak": self.work.bytes / seconds / self.peak.stream,
+            },
+        }
+
+    def __str__(self) -> str:
+        """The tree and what follows from it."""
+        return "\n".join([*_drawn(self.query), "", *self.facts()])
+
+    def facts(self) -> list[str]:
+        """What the numbers mean, in sentences."""
+        about = self.to_dict()
+        products, memory, head = about["matrix_products"], about["memory"], about["one_more_head"]
+        threads = f"{self.peak.threads} thread" + ("s" if self.peak.threads > 1 else "")
+        lines = [
+            f"{self.workload.name}: {self.queries} queries, each asked {self.passes} times; medians. The trace itself "
+            f"added {100 * (self.overhead['median'] - 1):+.1f} % "
+            f"[{100 * (self.overhead['low'] - 1):+.1f}, {100 * (self.overhead['high'] - 1):+.1f}] and is taken off.",
+            f"{100 * self.attributed:.2f} % of the kernels' time has its part; {100 * self.named:.2f} % by the nodes' "
+            "own names, the rest by the weights and nodes around them.",
+        ]
+        if self.heads:
+            lines.append(
+                f"One more head costs {head['ms']:.3f} ms, {100 * head['share']:.2f} % of the run: pooling, norm and "
+                f"adapting layer, the mean of {len(self.heads)}."
+            )
+        lines += [
+            f"Matrix products: {products['operations'] / 1e9:.2f} GFLOP a query, "
+            f"{products['useful_operations'] / 1e9:.2f} without padding. By the latter the run, without the trace, "
+            f"reaches {100 * products['useful_share_of_peak']:.0f} % of the machine's "
+            f"{products['peak_per_s'] / 1e9:.0f} GFLOP/s ({products['peak_by']}, float32, {threads}); the nodes that "
+            f"are matrix products reach {100 * products['share_of_peak_within_products']:.0f} %.",
+            f"Memory: nodes read and write {memory['bytes'] / 1e6:.1f} MB a query, "
+            f"{100 * memory['share_of_peak']:.0f} % of the {memory['peak_bytes_per_s'] / 1e9:.1f} GB/s of a copy "
+            f"({threads}); what caches serve counts too.",
+        ]
+        if self.provider != "CPUExecutionProvider":
+            lines.append(f"{self.provider} runs beside the host: a node's time is that of its launch.")
+        return lines
+
+
+def _drawn(whole: Part) -> list[str]:
+    """The tree down to the parts of a layer, with milliseconds and shares of the whole."""
+    lines = list(_branches(whole, "", "", ""))
+    width = max(len(name) for name, _ in lines)
+    return [
+        f"{'':<{width}}{'ms':>11}{'%':>8}",
+        *(f"{name:<{width}}{part.ms:>11.3f}{100 * part.ms / whole.ms:>8.2f}" for name, part in lines),
+    ]
+
+
+def _branches(part: Part, before: str, tick: str, below: str) -> Iterator[tuple[str, Part]]:
+    yield before + tick + part.name, part
+    parts = [inner for inner in part.parts if not inner.node]
+    for inner in parts:
+        last = inner is parts[-1]
+        yield from _branches(inner, before + below, "└─ " if last else "├─ ", "   " if last else "│  ")
