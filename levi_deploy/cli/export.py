@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -12,12 +12,26 @@ from levi_deploy.cli.options import Json, Overwrite, existing, option, progress,
 
 if TYPE_CHECKING:
     from levi_serving import Bundle
+    from levi_serving.bundle import Precision
 
 
 def command(
     run: Annotated[Path, typer.Argument(help="A finished training run.")],
     output: Annotated[Path, option("--output", "-o", help="The bundle's folder.")],
     backbone: Annotated[str | None, option("--backbone", help="Where the run's backbone lies now.")] = None,
+    precision: Annotated[
+        list[str] | None,
+        option(
+            "--precision", help="fp32, fp16, bf16, int8 or int4; repeat it for several graphs, the preferred first."
+        ),
+    ] = None,
+    min_agreement: Annotated[
+        float, option("--min-agreement", help="Below fp32: least share of real rows that keep their prediction.")
+    ] = 0.95,
+    max_drop: Annotated[
+        float,
+        option("--max-drop", help="Below fp32: most points of the first metric that may be lost (rmse: percent)."),
+    ] = 0.5,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -34,7 +48,16 @@ def command(
             done += 1
             tell(what, done, done)
 
-        bundle = export(run, output, backbone=backbone, overwrite=overwrite, progress=step)
+        bundle = export(
+            run,
+            output,
+            backbone=backbone,
+            precisions=cast("list[Precision]", precision or ["fp32"]),
+            min_agreement=min_agreement,
+            max_drop=max_drop,
+            overwrite=overwrite,
+            progress=step,
+        )
     certificates = {graph.file: read_certificate(bundle.folder, graph.file) for graph in bundle.manifest.graphs}
     show(
         {

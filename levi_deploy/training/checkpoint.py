@@ -35,6 +35,7 @@ WEIGHTS = "weights.safetensors"
 ADAPTERS = "adapters.safetensors"
 TUNED = "backbone"  # a folder: the backbone, where it was fine-tuned first
 SAMPLES = "samples.json"
+TARGETS = "targets.json"
 LOG = "log.jsonl"
 
 
@@ -62,12 +63,20 @@ class Run:
     preprocessing: Preprocessing
     record: Mapping[str, Any]
 
-    def save(self, ensemble: Ensemble, samples: Sequence[Row], *, adapters: Mapping[str, Tensor] | None = None) -> None:
+    def save(
+        self,
+        ensemble: Ensemble,
+        samples: Sequence[Row],
+        targets: NDArray[Any],
+        *,
+        adapters: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Write the run; ``run.json`` comes last, so a folder that has it is whole."""
         save_file(ensemble.state_dict(), self.folder / WEIGHTS)
         if adapters:
             save_file(dict(adapters), self.folder / ADAPTERS)
         (self.folder / SAMPLES).write_text(rows_to_json(samples, self.preprocessing) + "\n", encoding="utf-8")
+        (self.folder / TARGETS).write_text(json.dumps(targets.tolist()) + "\n", encoding="utf-8")
         document = {
             "format_version": FORMAT_VERSION,
             "config": self.config.to_dict(),
@@ -122,8 +131,13 @@ class Run:
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """Validation rows, kept for the proof at export."""
+        """Validation rows, short to long, kept for the proof at export."""
         return rows_from_json((self.folder / SAMPLES).read_text(encoding="utf-8"), self.preprocessing)
+
+    @property
+    def targets(self) -> NDArray[Any]:
+        """What these rows should be answered with, as ``encode_targets`` gives it."""
+        return np.asarray(json.loads((self.folder / TARGETS).read_text(encoding="utf-8")))
 
     def ensemble(self) -> Ensemble:
         """What was trained.

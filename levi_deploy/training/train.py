@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +38,8 @@ __all__ = ["train"]
 
 _STATE = "state.safetensors"
 _ASKED = "config.json"
-_SAMPLES = 64
+_SAMPLES = 512  # enough to see half a point of a metric
+_FEWEST, _SAMPLES_BYTES = 64, 32_000_000
 _IMAGE_SIZE = 112  # of an image that only a branch reads
 
 Progress = Callable[[str, int, int], None]
@@ -212,7 +213,8 @@ def train(
         },
     )
     adapters = live.adapters() if live is not None else None
-    run.save(ensemble, _spread(table.validation, held_out.encoded.lengths), adapters=adapters)
+    places = _samples(table.validation, held_out.encoded.lengths, preprocessing.files)
+    run.save(ensemble, [table.validation.rows[n] for n in places], held_out.targets[places], adapters=adapters)
     (output / _STATE).unlink()
     (output / _ASKED).unlink()
     return run
@@ -330,8 +332,16 @@ def _check_output(output: Path, asked: Mapping[str, Any], *, resume: bool, overw
             )
 
 
-def _spread(rows: Dataset, lengths: np.ndarray) -> list[dict[str, object]]:
-    """Rows of all lengths, short to long, for the proof at export."""
+def _samples(rows: Dataset, lengths: np.ndarray, files: Sequence[str]) -> list[int]:
+    """Places of rows of all lengths, short to long, for the proof at export; fewer where their images are large."""
     order = np.argsort(lengths, kind="stable")
-    places = np.unique(np.linspace(0, len(order) - 1, min(_SAMPLES, len(order))).round().astype(int))
-    return [rows.rows[int(n)] for n in order[places]]
+    count = min(_SAMPLES, len(order))
+    while True:
+        places: list[int] = order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))].tolist()
+        if count <= _FEWEST or sum(_size(rows.rows[n][name]) for n in places for name in files) <= _SAMPLES_BYTES:
+            return places
+        count = max(_FEWEST, count // 2)
+
+
+def _size(image: object) -> int:
+    return len(image) if isinstance(image, bytes) else Path(str(image)).stat().st_size

@@ -27,6 +27,7 @@ __all__ = [
     "WEIGHTS",
     "Bundle",
     "Graph",
+    "GraphDevice",
     "Manifest",
     "Precision",
     "Tensor",
@@ -46,7 +47,7 @@ CARD = "README.md"
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 """What the backbone computes in (int4: what its weights are stored in); heads and average are fp32 always."""
 
-_Device = Literal["any", "cpu", "cuda"]
+GraphDevice = Literal["any", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +73,12 @@ class Graph:
 
     file: str = GRAPH
     precision: Precision = "fp32"
-    device: _Device = "any"
+    device: GraphDevice = "any"
     opset: int = 20
     changes: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, found, known in (("precision", self.precision, Precision), ("device", self.device, _Device)):
+        for name, found, known in (("precision", self.precision, Precision), ("device", self.device, GraphDevice)):
             if found not in get_args(known):
                 raise ValueError(
                     f"the graph {self.file} has the {name} {found!r}; known are {', '.join(get_args(known))}"

@@ -46,8 +46,7 @@ def agrees_with_torch(run: Run, bundle: Bundle, shapes=((1, 1), (1, 16), (3, 37)
         lengths = rng.integers(1, tokens + 1, rows)
         lengths[0] = tokens
         feeds = {"input_ids": ids, "attention_mask": (np.arange(tokens) < lengths[:, None]).astype(np.int64)}
-        if run.preprocessing.text.pair:
-            feeds["token_type_ids"] = ids % 2  # of single texts the graph takes none: all are of the first
+        feeds["token_type_ids"] = ids % 2
         further = Encoded.blank(run.preprocessing, rows=rows).arrays
         feeds |= {name: rng.integers(0, 3, array.shape).astype(array.dtype) for name, array in further.items()}
         feeds = {tensor.name: feeds[tensor.name] for tensor in bundle.manifest.inputs}
