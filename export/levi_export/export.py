@@ -20,6 +20,7 @@ from levi_deploy.training.checkpoint import Run
 from levi_export.card import card
 from levi_export.convert import OPSET, convert, inputs, outputs
 from levi_export.graph import check, clean
+from levi_export.hub import write_hub_files
 from levi_export.optimize import cut_to_first_token
 from levi_export.precision import check_precisions, derive
 from levi_export.verify import check_drop, golden, metric, spread
@@ -86,6 +87,8 @@ def export(
     trained = Run.open(run)
     tell("loading the model")
     reference = trained.reference(backbone=backbone)
+    # A large backbone is loaded in its own half precision, which few CPU operators have: widened, its values stay.
+    reference.levi.float()
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{output.name}-exporting-", dir=output.parent))
     try:
@@ -140,7 +143,7 @@ def _write(trained: Run, levi: Levi, folder: Path, precisions: Sequence[Precisio
             (folder / name).unlink()
     if trained.preprocessing.text is not None:
         shutil.copyfile(trained.folder / TOKENIZER, folder / TOKENIZER)
-    (folder / "config.json").write_text(json.dumps(_config(trained, levi), indent=1) + "\n", encoding="utf-8")
+    write_hub_files(folder, trained, levi)
     manifest = Manifest(
         task=trained.task,
         labels=trained.labels,
@@ -196,19 +199,3 @@ def _prove(folder: Path, graph: Graph, trained: Run, *, min_agreement: float, ma
 
 def _bytes(levi: Levi) -> int:
     return sum(t.numel() * t.element_size() for t in levi.state_dict(keep_vars=True).values())
-
-
-def _config(trained: Run, levi: Levi) -> dict[str, Any]:
-    """The backbone's configuration with this task's labels, for programs that expect a ``config.json``."""
-    config: dict[str, Any] = levi.backbone.model.config.to_dict() if levi.backbone is not None else {}
-    kinds = {
-        "classification": "single_label_classification",
-        "multilabel": "multi_label_classification",
-        "regression": "regression",
-    }
-    return {
-        **{name: value for name, value in config.items() if not name.startswith("_")},
-        "id2label": dict(enumerate(trained.labels)),
-        "label2id": {label: c for c, label in enumerate(trained.labels)},
-        "problem_type": kinds[trained.task],
-    }

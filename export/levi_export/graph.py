@@ -50,6 +50,7 @@ def clean(model: ir.Model) -> None:
     A node becomes ``module.path/Operator``, numbered where a module has several, so that a profile can be
     read by module. The exporter's metadata holds source paths of the exporting machine and goes.
     """
+    _share_masks(model.graph)
     taken: Counter[str] = Counter()
     for node in model.graph:
         scope = _module(node)
@@ -81,6 +82,17 @@ def _module(node: ir.Node) -> str:
     """The module a node was traced from; the exporter's last scope is the call itself."""
     scopes: list[str] = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
     return next((scope for scope in reversed(scopes[:-1]) if scope), "levi")
+
+
+def _share_masks(graph: ir.Graph) -> None:
+    """Keep one of equal Boolean constants: with transformers 4, each layer of GPT-2 has a causal mask of its own."""
+    first: dict[tuple[str, bytes], ir.Value] = {}
+    for name, value in list(graph.initializers.items()):
+        if (mask := value.const_value) is not None and mask.dtype == ir.DataType.BOOL:
+            shared = first.setdefault((str(mask.shape), mask.tobytes()), value)
+            if shared is not value:
+                value.replace_all_uses_with(shared)
+                del graph.initializers[name]
 
 
 def _rename(graph: ir.Graph, value: ir.Value, scope: str) -> None:

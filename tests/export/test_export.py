@@ -7,12 +7,14 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from transformers import BertModel
 
 from levi_deploy.training import Run, branch_alone, linear_probe, train
 from levi_export import export
@@ -194,6 +196,18 @@ def test_verify_catches_what_digests_cannot(bundle_copy, tamper, says):
     tamper(bundle_copy)
     with pytest.raises(ParityError, match=says):
         verify(bundle_copy)
+
+
+def test_a_backbone_in_half_precision_is_served_in_float32(table, config, cache, backbone, tmp_path, monkeypatch):
+    """Trained on its own bfloat16, as a large one is; the graph runs on CPUs, which have no bfloat16 operators."""
+    monkeypatch.setattr("levi_deploy.model.backbone._LARGE", 0)
+    half = Path(shutil.copytree(backbone, tmp_path / "half"))
+    BertModel.from_pretrained(backbone).to(torch.bfloat16).save_pretrained(half)
+    asked = replace(config, model=replace(config.model, backbone=str(half)))
+    bundle = export(train(table, tmp_path / "run", asked, cache=cache).folder, tmp_path / "bundle")
+    weights = onnx.load(bundle.folder / "model.onnx", load_external_data=False).graph.initializer
+    assert onnx.TensorProto.BFLOAT16 not in {weight.data_type for weight in weights}
+    assert verify(bundle.folder)["worst_scaled_error"] < 1e-4
 
 
 def test_a_backbone_may_have_moved(run, backbone, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 from levi_export.convert import outputs
-from levi_export.graph import check
+from levi_export.graph import check, clean
 from levi_serving.bundle import Tensor
 from levi_serving.errors import ParityError
 
@@ -189,3 +189,19 @@ def test_the_check_fails_on_a_broken_graph(bundle, damage, says):
 def test_the_check_fails_on_weights_that_no_model_has(bundle):
     with pytest.raises(ParityError, match="but the model needs only 10\n"):
         check(loaded(bundle), inputs=INPUTS, outputs=outputs(heads=2, classes=2), weights=10)
+
+
+def test_layers_share_one_mask():
+    """Equal Boolean constants become one; others, and equal weights (which ``check`` refuses), stay."""
+
+    def constant(name, array):
+        return ir.Value(name=name, const_value=ir.tensor(array, name=name))
+
+    masks = [constant(f"mask_{n}", np.tril(np.ones((40, 40), bool), k)) for n, k in enumerate((0, 0, 1))]
+    weights = [constant(f"weight_{n}", np.ones((40, 40), np.float32)) for n in range(2)]
+    nodes = [ir.Node("", "Where", [mask, *weights]) for mask in masks]
+    graph = ir.Graph([], [node.outputs[0] for node in nodes], nodes=nodes, initializers=[*masks, *weights])
+    clean(ir.Model(graph, ir_version=10))
+    assert len(graph.initializers) == 4
+    used = [node.inputs[0] for node in nodes]
+    assert (used[0] is used[1], used[0] is used[2]) == (True, False)

@@ -95,9 +95,7 @@ def test_the_last_layer_is_cut_to_its_first_token(name, traced, tmp_path):
     model = ir.load(path)
     assert cut_to_first_token(model)
     cut = [node for node in model.graph if node.op_type == "MatMul" and _places(node) == 1]
-    assert len(cut) >= (3 if name == "deberta-v2" else 6), (
-        "attention mixes batch and heads: only what follows"
-    )
+    assert len(cut) >= (3 if name == "deberta-v2" else 6), "attention mixes batch and heads: only what follows"
     agrees(session(model, tmp_path), levi, name, tolerance=2e-5)
 
 
