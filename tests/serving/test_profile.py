@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from levi_deploy.training.checkpoint import build
 from levi_export.convert import convert
 from levi_export.graph import clean
 from levi_serving import bench
+from levi_serving.bench import peak
 from levi_serving.bench import profile as module
 from levi_serving.bench.flame import page
 from levi_serving.bench.onnx_file import matrix_product, read_graph
@@ -302,6 +304,30 @@ def test_the_command(bundle, tmp_path, capsys, monkeypatch):
     assert f"The flame view is {html}." in capsys.readouterr().out
     with pytest.raises(Exception, match="--profile takes single queries of one bundle apart"):
         app([*command, "--scenario", "offline"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(("numpys", "by"), [("1e30", "numpy, 64 x 64"), ("1.0", "onnxruntime, 64 x 64")])
+def test_the_peak_is_the_best_of_both_with_the_sessions_threads(numpys, by, monkeypatch):
+    asked = {}
+
+    def run(command, *, env, **settings):
+        asked.update(env)
+        return SimpleNamespace(stdout=numpys + "\n")
+
+    monkeypatch.setattr(peak, "_SIZES", (64,))
+    monkeypatch.setattr(peak, "_SECONDS", 0.0)
+    monkeypatch.setattr(peak, "_STREAM_BYTES", 2**20)
+    monkeypatch.setattr(peak.subprocess, "run", run)
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")  # would slow numpy down and so flatter ours
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    found = peak.measure(2)
+    assert (found.threads, found.by) == (2, by)
+    assert found.products == 1e30 if by.startswith("numpy") else found.products > 1.0
+    assert found.stream > 0
+    assert {asked[name] for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")} == {"2"}
+    assert "OPENBLAS_CORETYPE" not in asked
+    (rate,) = peak.numpy_products()
+    assert rate > 0
 
 
 def test_passes_take_turns(runner, monkeypatch):
