@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from levi_deploy.training.checkpoint import build
 from levi_export.convert import convert
 from levi_export.graph import clean
 from levi_serving import bench
+from levi_serving.bench import peak
 from levi_serving.bench import profile as module
 from levi_serving.bench.flame import page
 from levi_serving.bench.onnx_file import matrix_product, read_graph
@@ -110,25 +112,27 @@ def test_useful_work_leaves_padding_out(runner):
 
 def test_a_trace_that_lost_runs_does_not_count(runner, monkeypatch):
     whole = module._runs
-    monkeypatch.setattr(module, "_runs", lambda trace: whole(trace)[1:])
+    monkeypatch.setattr(module, "_runs", lambda *given: whole(*given)[1:])
     with pytest.raises(BenchmarkError, match=r"trace holds \d+ runs of the graph, but \d+ were made"):
         profile(runner, bench.Workload([["a lamp"]], 1), peak=PEAK, duration_s=0)
 
 
 def attributed(path, feeds, taps, folder):
-    """Shares of the kernels' time with a part, and the parts, of a graph in a file."""
+    """Of a graph in a file: the share of the kernels' time with a part, the parts, and operations of a run."""
     session = Session(path, device="cpu", threads=1, trace=folder)
     for _ in range(3):
         session.run(feeds)
-    parts = Parts(read_graph(folder / OPTIMIZED), taps)
+    graph = read_graph(folder / OPTIMIZED)
+    parts = Parts(graph, taps)
     known = total = 0
     found = set()
-    for event in module._runs(session.end_trace())[-1]:
-        part, _ = parts.of(module._name(event))
+    run = module._runs(session.end_trace(), graph)[-1]
+    for event in run:
+        part, _ = parts.of(event.name)
         found.add(part)
-        total += event["dur"]
-        known += event["dur"] if part != UNKNOWN else 0
-    return known / total, found
+        total += event.seconds
+        known += event.seconds if part != UNKNOWN else 0
+    return known / total, found, module._operations(run, graph)
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert", "t5", "gpt2", "vit", "swin"])
@@ -143,9 +147,12 @@ def test_every_family_is_taken_apart(name, tmp_path):
     ir.save(model, tmp_path / "fp32.onnx")
     quantise(tmp_path / "fp32.onnx", tmp_path / "int8.onnx")
     feeds = Encoded.blank(rows, rows=2, tokens=12).batch([0, 1])
+    work = {}
     for precision in ("fp32", "int8"):
         (tmp_path / precision).mkdir()
-        share, parts = attributed(tmp_path / f"{precision}.onnx", feeds, backbone.taps, tmp_path / precision)
+        share, parts, work[precision] = attributed(
+            tmp_path / f"{precision}.onnx", feeds, backbone.taps, tmp_path / precision
+        )
         assert share >= 0.95, precision
         assert AVERAGE in parts
         assert {path[:2] for path in parts if path[0].startswith("head")} == {
@@ -156,6 +163,7 @@ def test_every_family_is_taken_apart(name, tmp_path):
         for n in range(1, 3 if name == "swin" else 4):  # swin: stages
             inside = {path[2] for path in parts if path[1:2] == (f"layer {n}",)}
             assert {"attention", "feed-forward", "norms"} <= inside, (precision, n)
+    assert work["int8"] == pytest.approx(work["fp32"])
 
 
 def quantise(source, target):
@@ -180,6 +188,19 @@ def test_without_the_structure_less_is_known(bundle, runner, tmp_path):
     graph.nodes.clear()
     assert Parts(graph, (1, 3)).of(fused) == (UNKNOWN, False)
     session.end_trace()
+
+
+def test_nodes_without_names_are_known_by_their_order(bundle, runner, tmp_path):
+    """As functions leave them that onnxruntime writes out."""
+    model = onnx.load(bundle / "model.onnx")
+    for node in model.graph.node:
+        if node.op_type in ("Softmax", "Transpose"):
+            node.name = ""
+    onnx.save(model, tmp_path / "model.onnx")
+    feeds = Encoded.blank(runner.preprocessor.settings, rows=2, tokens=12).batch([0, 1])
+    share, parts, _ = attributed(tmp_path / "model.onnx", feeds, (1, 3), tmp_path)
+    assert share >= 0.95
+    assert UNKNOWN not in parts
 
 
 def test_the_reader_reads_what_onnx_reads(bundle):
@@ -246,8 +267,8 @@ def test_a_weight_that_was_repacked_is_known_from_the_graph(tmp_path):
         "activation_size": str(4 * 5 * 8),
         "output_size": str(4 * 5 * 3),
     }
-    assert operations(told, read_graph(path), "") == 2 * 5 * 8 * 3
-    assert moved(told, read_graph(path), "") == 4 * (5 * 8 + 8 * 3 + 5 * 3)
+    assert operations(told, read_graph(path), "MatMul at 0") == 2 * 5 * 8 * 3
+    assert moved(told, read_graph(path), "MatMul at 0") == 4 * (5 * 8 + 8 * 3 + 5 * 3)
 
 
 def test_the_page_holds_everything_and_asks_for_nothing(profiled):
@@ -283,6 +304,30 @@ def test_the_command(bundle, tmp_path, capsys, monkeypatch):
     assert f"The flame view is {html}." in capsys.readouterr().out
     with pytest.raises(Exception, match="--profile takes single queries of one bundle apart"):
         app([*command, "--scenario", "offline"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(("numpys", "by"), [("1e30", "numpy, 64 x 64"), ("1.0", "onnxruntime, 64 x 64")])
+def test_the_peak_is_the_best_of_both_with_the_sessions_threads(numpys, by, monkeypatch):
+    asked = {}
+
+    def run(command, *, env, **settings):
+        asked.update(env)
+        return SimpleNamespace(stdout=numpys + "\n")
+
+    monkeypatch.setattr(peak, "_SIZES", (64,))
+    monkeypatch.setattr(peak, "_SECONDS", 0.0)
+    monkeypatch.setattr(peak, "_STREAM_BYTES", 2**20)
+    monkeypatch.setattr(peak.subprocess, "run", run)
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Prescott")  # would slow numpy down and so flatter ours
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    found = peak.measure(2)
+    assert (found.threads, found.by) == (2, by)
+    assert found.products == 1e30 if by.startswith("numpy") else found.products > 1.0
+    assert found.stream > 0
+    assert {asked[name] for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")} == {"2"}
+    assert "OPENBLAS_CORETYPE" not in asked
+    (rate,) = peak.numpy_products()
+    assert rate > 0
 
 
 def test_passes_take_turns(runner, monkeypatch):

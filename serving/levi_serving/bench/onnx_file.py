@@ -14,7 +14,7 @@ from pathlib import Path
 
 from levi_serving.errors import BundleError
 
-__all__ = ["Node", "Weight", "matrix_product", "read_graph"]
+__all__ = ["Graph", "Node", "Weight", "matrix_product", "read_graph"]
 
 _ITEM_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2, 21: 0.5, 22: 0.5}
 _FLOAT = 1  # TensorProto.DataType
@@ -41,10 +41,17 @@ class Node:
 
 @dataclass
 class Graph:
-    """A graph's nodes by name, and its weights by name."""
+    """What a graph is made of.
+
+    Attributes:
+        nodes: by name, in the order in which they run.
+        weights: by name.
+        nameless: the names made here for nodes that have none, in order.
+    """
 
     nodes: dict[str, Node] = field(default_factory=dict)
     weights: dict[str, Weight] = field(default_factory=dict)
+    nameless: list[str] = field(default_factory=list)
 
 
 def read_graph(path: Path) -> Graph:
@@ -76,19 +83,23 @@ def _read_into(graph: Graph, content: bytes) -> None:
                         words[kind] = text
                     else:
                         (inputs if kind == 1 else outputs).append(text)
-            graph.nodes[words[3]] = Node(words[3], words[4], tuple(inputs), tuple(outputs))
+            name = words[3]
+            if not name:
+                name = f"{words[4]} at {len(graph.nodes)}"
+                graph.nameless.append(name)
+            graph.nodes[name] = Node(name, words[4], tuple(inputs), tuple(outputs))
         if number == 5 and isinstance(part, bytes):  # GraphProto.initializer
             shape: list[int] = []
-            name, kind_of_item = "", _FLOAT
+            constant, kind_of_item = "", _FLOAT
             for kind, value in _fields(part):  # TensorProto: 1 dims, 2 data_type, 8 name
                 if kind == 1:
                     shape += [value] if isinstance(value, int) else list(_varints(value))
                 elif kind == 2 and isinstance(value, int):
                     kind_of_item = value
                 elif kind == 8 and isinstance(value, bytes):
-                    name = value.decode()
+                    constant = value.decode()
             size = math.ceil(math.prod(shape) * _ITEM_BYTES.get(kind_of_item, 4))
-            graph.weights[name] = Weight(tuple(shape), size)
+            graph.weights[constant] = Weight(tuple(shape), size)
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:

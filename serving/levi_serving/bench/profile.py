@@ -43,7 +43,14 @@ _ORDER = (
     "rest", "branch", "head", "pooling", "adapting layer", *AVERAGE, *UNKNOWN, "onnxruntime itself",
 )  # fmt: skip
 
-Event = Mapping[str, Any]
+
+@dataclass(frozen=True)
+class _Event:
+    """A node's turn in one run of the graph, with what the trace says of it."""
+
+    name: str
+    seconds: float
+    arguments: Mapping[str, Any]
 
 
 class _Watched(Session):
@@ -109,7 +116,7 @@ def profile(runner: Runner, workload: Workload, *, peak: Peak, duration_s: float
         alone = np.unique(lengths)
         for length in alone:
             session.run(Encoded.blank(runner.preprocessor.settings, rows=1, tokens=int(length)).batch([0]))
-        runs = _runs(session.end_trace())
+        runs = _runs(session.end_trace(), graph)
     if len(runs) != len(session.seconds):
         raise BenchmarkError(
             f"onnxruntime's trace holds {len(runs)} runs of the graph, but {len(session.seconds)} were made. "
@@ -119,8 +126,7 @@ def profile(runner: Runner, workload: Workload, *, peak: Peak, duration_s: float
         span = slice(n * each, (n + 1) * each)
         one.session = sum(session.seconds[span])
         for event in (event for run in runs[span] for event in run):
-            name = _name(event)
-            one.nodes[name] = one.nodes.get(name, 0.0) + event["dur"] / 1e6
+            one.nodes[event.name] = one.nodes.get(event.name, 0.0) + event.seconds
     by_length = {length: _operations(run, graph) for length, run in zip(alone, runs[-len(alone) :], strict=False)}
     useful = sum(by_length[length] for length in lengths) if len(lengths) else None
     work = _work([event for run in runs[each : 2 * each] for event in run], passes, graph, useful, len(batches))
@@ -170,33 +176,37 @@ def _ask(runner: Runner, batches: Sequence[Sequence[Row]]) -> _Pass:
     return one
 
 
-def _runs(trace: Path) -> list[list[Event]]:
-    """The nodes of every run of the graph: the trace lists a run's nodes, then the run."""
-    runs: list[list[Event]] = [[]]
+def _runs(trace: Path, graph: Graph) -> list[list[_Event]]:
+    """The nodes of every run of the graph: the trace lists a run's nodes, then the run.
+
+    It makes up a name for a node that has none; such nodes run in the order in which the graph lists them.
+    """
+    runs: list[list[_Event]] = [[]]
+    nameless = iter(graph.nameless)
     for event in json.loads(trace.read_text(encoding="utf-8")):
         if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
-            runs[-1].append(event)
+            name = event["name"].removesuffix("_kernel_time")
+            if name not in graph.nodes:
+                name = next(nameless, name)
+            runs[-1].append(_Event(name, event["dur"] / 1e6, event["args"]))
         elif event["name"] == "model_run":
             runs.append([])
+            nameless = iter(graph.nameless)
     return runs[:-1]
 
 
-def _name(event: Event) -> str:
-    return str(event["name"]).removesuffix("_kernel_time")
+def _operations(run: Sequence[_Event], graph: Graph) -> float:
+    return sum(operations(event.arguments, graph, event.name) for event in run)
 
 
-def _operations(run: Sequence[Event], graph: Graph) -> float:
-    return sum(operations(event["args"], graph, _name(event)) for event in run)
-
-
-def _work(events: Sequence[Event], passes: Sequence[_Pass], graph: Graph, useful: float | None, queries: int) -> Work:
+def _work(events: Sequence[_Event], passes: Sequence[_Pass], graph: Graph, useful: float | None, queries: int) -> Work:
     """The work of a mean query of one pass, whose events are given."""
-    products = {_name(event) for event in events if operations(event["args"], graph, _name(event))}
+    products = {event.name for event in events if operations(event.arguments, graph, event.name)}
     whole = _operations(events, graph)
     return Work(
         operations=whole / queries,
         useful=(whole if useful is None else useful) / queries,
-        bytes=sum(moved(event["args"], graph, _name(event)) for event in events) / queries,
+        bytes=sum(moved(event.arguments, graph, event.name) for event in events) / queries,
         product_ms=1e3 / queries * median(sum(one.nodes[name] for name in products) for one in passes),
     )
 
