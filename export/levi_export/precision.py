@@ -69,7 +69,7 @@ def derive(path: Path, precision: Precision, *, text: bool) -> tuple[ir.Model, d
     return model, narrow(model, ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16)
 
 
-def int8(path: Path, *, gather: bool) -> tuple[ir.Model, dict[str, int]]:
+def int8(path: Path, *, gather: bool, reduce_range: bool = True) -> tuple[ir.Model, dict[str, int]]:
     """Quantise the backbone's matrix products to 8 bits, activations at run time, weights for each output channel.
 
     Weights take 7 bits: on a CPU without VNNI instructions two products are summed in 16 bits, and
@@ -77,7 +77,8 @@ def int8(path: Path, *, gather: bool) -> tuple[ir.Model, dict[str, int]]:
 
     Args:
         path: the fp32 graph's file.
-        gather: whether the embedding table is quantised too.
+        gather: whether the embedding tables are quantised too.
+        reduce_range: 7 bits; 8 are for measuring.
 
     Returns:
         The graph, and how many of each operator were quantised.
@@ -99,18 +100,19 @@ def int8(path: Path, *, gather: bool) -> tuple[ir.Model, dict[str, int]]:
             op_types_to_quantize=sorted(kinds),
             nodes_to_quantize=names,
             per_channel=True,
-            reduce_range=True,
+            reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
             use_external_data_format=True,
         )
     return _taken(target), _counted(chosen, "in int8")
 
 
-def int4(path: Path) -> tuple[ir.Model, dict[str, int]]:
+def int4(path: Path, *, bits: int = 4) -> tuple[ir.Model, dict[str, int]]:
     """Store the backbone's matrices in 4 bits, a scale for each ``BLOCK`` weights; products stay in floating point.
 
     Args:
         path: the fp32 graph's file.
+        bits: 8 are for measuring.
 
     Returns:
         The graph, and how many products were changed.
@@ -125,7 +127,7 @@ def int4(path: Path) -> tuple[ir.Model, dict[str, int]]:
     others = {node.name for node in model.graph.node} - {node.name for node in chosen}
     with _quiet():
         quantizer = MatMulNBitsQuantizer(
-            model, bits=4, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_exclude=sorted(others)
+            model, bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_exclude=sorted(others)
         )
         quantizer.process()
     target = path.with_name("quantised.onnx")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -95,7 +98,9 @@ def test_the_last_layer_is_cut_to_its_first_token(name, traced, tmp_path):
     model = ir.load(path)
     assert cut_to_first_token(model)
     cut = [node for node in model.graph if node.op_type == "MatMul" and _places(node) == 1]
-    assert len(cut) >= (3 if name == "deberta-v2" else 6), "attention mixes batch and heads: only what follows"
+    assert len(cut) >= (3 if name == "deberta-v2" else 6), (
+        "its attention mixes batch and heads; only what follows is cut"
+    )
     agrees(session(model, tmp_path), levi, name, tolerance=2e-5)
 
 
@@ -164,3 +169,40 @@ def test_bf16_is_a_valid_graph(traced, tmp_path):
     ir.save(model, tmp_path / "model.onnx")
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
     assert {v.dtype for v in (*model.graph.inputs, *model.graph.outputs)} == {ir.DataType.FLOAT}
+
+
+# A fusion gained or lost on a version bump of torch, onnxscript or onnxruntime shows here, before any timing does.
+
+EXPECTED = json.loads((Path(__file__).parent / "operators.json").read_text())
+_TOLD = {"MatMul", "Gemm", "LayerNormalization", "Softmax", "Transpose", "Gather", "Slice", "Cast"}
+
+
+def operators(path: Path, folder: Path, *, disabled: tuple[str, ...] = ("SkipLayerNormFusion",)) -> dict[str, int]:
+    """The products, norms and fused operators of the graph that onnxruntime runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, disabled_optimizers=list(disabled))
+    nodes = onnx.load(folder / "optimised.onnx").graph.node
+    counts = Counter(n.op_type for n in nodes if n.domain or n.op_type in _TOLD)
+    return {
+        kind: counts[kind] for kind in sorted(counts) if not kind.startswith("Reorder")
+    }  # by the CPU's vector width
+
+
+def variants(name: str, path: Path, folder: Path) -> dict[str, dict[str, int]]:
+    """What onnxruntime makes of each form of a family's graph."""
+    forms = {"cut": ir.load(path)}
+    cut_to_first_token(forms["cut"])
+    for precision in ("fp16", "int8", "int4"):
+        forms[precision] = derive(path, precision, text=name not in IMAGES)[0]
+    found = {"fp32": operators(path, folder), "fp32, all fusions": operators(path, folder, disabled=())}
+    for form, model in forms.items():
+        ir.save(model, folder / "form.onnx", external_data="form.onnx.data")
+        found[form] = operators(folder / "form.onnx", folder)
+    return found
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "vit"])
+def test_onnxruntime_fuses_what_it_did(name, traced, tmp_path):
+    assert variants(name, traced(name, "first")[1], tmp_path) == EXPECTED[name]
