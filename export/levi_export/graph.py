@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from levi_serving.bundle import Tensor
@@ -138,7 +139,7 @@ def check(model: ir.Model, *, inputs: tuple[Tensor, ...], outputs: tuple[Tensor,
             failures.append(f"the constant {name} has no value or no use")
             continue
         total += tensor.nbytes
-        digest = hashlib.sha256(tensor.tobytes()).hexdigest() if tensor.nbytes >= _SMALL else name
+        digest = _digest(tensor) if tensor.nbytes >= _SMALL else name
         if digest in contents:
             failures.append(f"the weight {name} is stored twice, also as {contents[digest]}")
         contents[digest] = name
@@ -159,6 +160,11 @@ def check(model: ir.Model, *, inputs: tuple[Tensor, ...], outputs: tuple[Tensor,
             + "\nNothing was written. Please report this with the versions that 'levi doctor' prints."
         )
     return Structure(nodes=len(graph), weights=total, modules=modules)
+
+
+def _digest(tensor: ir.TensorProtocol) -> str:
+    """SHA-256 of a constant's values, read where they lie: a large one has no room for a copy."""
+    return hashlib.sha256(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _dtype(value: ir.Value) -> str:

@@ -32,7 +32,7 @@ MODELS = {  # by name: family, model, data
     "bert, pairs": ("bert", {"pooling": "mean"}, {"text_pair": "topics"}),
     "t5, multilabel": ("t5", {"branches": ()}, {"target": "topics", "task": "multilabel"}),
     "llama, padded on the left": ("llama", {"pooling": "last", "branches": ("gru",)}, {}),
-    "vit": ("vit", {"branches": ()}, {"image": "image"}),
+    "vit": ("vit", {"image_size": 32}, {"image": "image"}),
     "mobilenet_v2": ("mobilenet_v2", {"image_size": 48}, {"image": "image"}),  # resized by the shorter side, cropped
 }
 
@@ -60,7 +60,7 @@ def made(request, table, photos, tmp_path_factory):
     config = Config.read(
         None,
         model={"backbone": str(backbone), "taps": 2, "queries": 2, "branch_width": 8, "max_length": 32, **model},
-        training={"epochs": 1, "learning_rate": 0.01},
+        training={"epochs": 8 if image else 1, "learning_rate": 0.01, "batch_size": 8 if image else 64},
         data=data,
     )
     source = photos if image else table
@@ -121,4 +121,6 @@ def test_a_wrong_file_would_be_seen(made, tmp_path):
     (copy / name).write_text(json.dumps(document))
     expected = Runner(bundle).predict(rows).probabilities
     found = answers(copy, asked)["alone"]
-    assert np.abs([[row[x] for x in Runner(bundle).labels] for row in found] - expected).max() > 1e-3
+    assert np.abs([[row[x] for x in Runner(bundle).labels] for row in found] - expected).max() > 1e-4, (
+        "ten times what is allowed"
+    )
