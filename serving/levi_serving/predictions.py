@@ -51,6 +51,18 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.logits)
 
+    def __getitem__(self, n: int) -> Predictions:
+        """The answer for row n alone, N = 1."""
+        one = slice(n, n + 1)
+        return Predictions(
+            self.labels[one],
+            None if self.probabilities is None else self.probabilities[one],
+            self.logits[one],
+            self.head_logits[one],
+            self.disagreement[one],
+            self.abstain[one],
+        )
+
 
 def probabilities(logits: NDArray[np.float32], task: Task) -> NDArray[np.float32]:
     """Softmax over the last axis for classification, logistic for multilabel. Any shape (…, C)."""

@@ -111,6 +111,11 @@ class Encoded:
         tokens = self.tokens.lengths if self.tokens is not None else np.zeros(len(self), dtype=np.int64)
         return np.maximum(tokens + patches, 1)
 
+    def take(self, rows: NDArray[np.int64]) -> Encoded:
+        """The chosen rows alone."""
+        tokens = None if self.tokens is None else self.tokens.take(rows)
+        return Encoded(self.settings, tokens, {name: values[rows] for name, values in self.arrays.items()})
+
     def batch(self, rows: NDArray[np.int64] | Sequence[int], *, tokens: int = 0) -> dict[str, NDArray[Any]]:
         """The chosen B rows by the graph's input names, texts padded to the longest or ``tokens``, images normalised.
 

@@ -82,6 +82,13 @@ class Tokens:
         """The token ids of row n, (T_n,)."""
         return self.ids[self.offsets[n] : self.offsets[n + 1]]
 
+    def take(self, rows: NDArray[np.int64]) -> Tokens:
+        """The chosen rows alone."""
+        places = [np.arange(self.offsets[n], self.offsets[n + 1]) for n in rows]
+        chosen = np.concatenate([*places, np.empty(0, dtype=np.int64)])
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[rows])]).astype(np.int64)
+        return Tokens(self.ids[chosen], offsets, self.settings, None if self.types is None else self.types[chosen])
+
     def real(self, rows: NDArray[np.int64], *, least: int = 0) -> NDArray[np.bool_]:
         """Which places of a batch padded to its longest row, or ``least``, hold real tokens, (B, T)."""
         lengths = self.lengths[rows]

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Protocol
 
 from levi_serving.bench.stats import ratio
+from levi_serving.machine import usable_cores
 from levi_serving.preprocess import Row
-from levi_serving.tuning import Setting
+from levi_serving.runner import Runner, Scenario
+from levi_serving.tuning import Setting, Tuning
 
-__all__ = ["Trial", "candidates", "tune"]
+__all__ = ["Trial", "candidates", "tune", "tune_runner"]
 
 _BUDGETS = (256, 512, 1024, 2048)
 _WORTH = 1.10  # a candidate this much slower than the best is not measured further
@@ -119,3 +121,42 @@ def tune(
     better = [trial for trial in trials if len(trial.seconds) == rounds and trial.gain["low"] > 1]
     best_trial = max(better, key=lambda trial: trial.gain["median"], default=trials[0])
     return best_trial.setting, trials
+
+
+def tune_runner(runner: Runner, rows: Sequence[Row], *, scenario: Scenario, rounds: int = 9) -> dict[str, Any]:
+    """Find the best layout of a runner's graph on its device, and keep it in the bundle's folder.
+
+    Returns:
+        The layout, ``file`` where it is kept, and every trial, for a report.
+    """
+    folder, graph, device = runner.bundle.folder, runner.graph, runner.session.device
+
+    def make(setting: Setting) -> Runner:
+        return Runner(
+            folder,
+            device=device,
+            scenario=scenario,
+            graph=graph,
+            threads=setting.threads,
+            workers=setting.workers,
+            max_batch_tokens=setting.max_batch_tokens,
+        )
+
+    settings = candidates(scenario=scenario, cores=usable_cores())
+    chosen, trials = tune(make, rows, settings=settings, rounds=rounds, queries=scenario == "single")
+    file = Tuning.read(folder).put(chosen, scenario=scenario, device=device, graph=graph.file).write(folder)
+    return {
+        "graph": graph.file,
+        "device": device,
+        **asdict(chosen),
+        "file": str(file),
+        "trials": [
+            {
+                **asdict(trial.setting),
+                "median_s": median(trial.seconds),
+                "rounds": len(trial.seconds),
+                "gain": f"{trial.gain['median']:.3f} [{trial.gain['low']:.3f}, {trial.gain['high']:.3f}]",
+            }
+            for trial in trials
+        ],
+    }
