@@ -24,7 +24,7 @@ from levi_export.verify import golden
 from levi_serving.bundle import CARD, CERTIFICATE, GOLDEN, GRAPH, WEIGHTS, Bundle, Graph, Manifest
 from levi_serving.errors import ParityError, UsageError
 from levi_serving.parity import TOLERANCE, replay
-from levi_serving.preprocess import TOKENIZER
+from levi_serving.preprocess import TOKENIZER, Preprocessing
 from levi_serving.runner import Runner
 
 __all__ = ["export"]
@@ -91,7 +91,7 @@ def _write(trained: Run, levi: Levi, folder: Path, tell: Progress) -> Bundle:
     clean(model)
     answers = outputs(heads=len(levi.ensemble.heads), classes=len(trained.labels))
     asked = inputs(levi, trained.preprocessing)
-    structure = check(model, inputs=asked, outputs=answers, weights=_bytes(levi))
+    structure = check(model, inputs=asked, outputs=answers, weights=_bytes(levi, trained.preprocessing))
     ir.save(model, folder / GRAPH, external_data=WEIGHTS)
     try:
         onnx.checker.check_model(str(folder / GRAPH), full_check=True)
@@ -130,8 +130,15 @@ def _prove(folder: Path, tolerance: float) -> dict[str, Any]:
     return replay(runner, Golden.load(folder / GOLDEN, runner.preprocessor.settings), tolerance=tolerance)
 
 
-def _bytes(levi: Levi) -> int:
-    return sum(t.numel() * t.element_size() for t in levi.state_dict(keep_vars=True).values())
+@torch.no_grad()
+def _bytes(levi: Levi, rows: Preprocessing) -> int:
+    """What the graph's constants may take: the weights, and a table of positions interpolated to another image size."""
+    own = sum(t.numel() * t.element_size() for t in levi.state_dict(keep_vars=True).values())
+    backbone, image = levi.backbone, rows.image
+    if backbone is None or image is None or backbone.identity.image_size in (None, image.height):
+        return own
+    taps = backbone({"pixel_values": torch.zeros(1, 3, image.height, image.width)})  # (1, T, D) each
+    return own + max(tap.numel() * tap.element_size() for tap in taps)
 
 
 def _described(trained: Run, levi: Levi, structure: Structure) -> dict[str, Any]:
