@@ -39,7 +39,7 @@ from levi_serving.bundle import (
 )
 from levi_serving.errors import ParityError, UsageError
 from levi_serving.parity import Golden, RealRows, answer, replay, standard
-from levi_serving.preprocess import TOKENIZER
+from levi_serving.preprocess import TOKENIZER, Preprocessing
 from levi_serving.runner import Runner
 from levi_serving.session import providers
 
@@ -121,7 +121,7 @@ def _write(trained: Run, levi: Levi, folder: Path, precisions: Sequence[Precisio
     cut = {"nodes cut to the first token": count} if (count := cut_to_first_token(model)) else {}
     answers = outputs(heads=len(levi.ensemble.heads), classes=len(trained.labels))
     asked = inputs(levi, trained.preprocessing)
-    structure = check(model, inputs=asked, outputs=answers, weights=_bytes(levi))
+    structure = check(model, inputs=asked, outputs=answers, weights=_bytes(levi, trained.preprocessing))
     _save(model, folder, GRAPH)
     graphs = []
     for precision in precisions:
@@ -197,5 +197,12 @@ def _prove(folder: Path, graph: Graph, trained: Run, *, min_agreement: float, ma
     return certificate
 
 
-def _bytes(levi: Levi) -> int:
-    return sum(t.numel() * t.element_size() for t in levi.state_dict(keep_vars=True).values())
+@torch.no_grad()
+def _bytes(levi: Levi, rows: Preprocessing) -> int:
+    """What the graph's constants may take: the weights, and a table of positions interpolated to another image size."""
+    own = sum(t.numel() * t.element_size() for t in levi.state_dict(keep_vars=True).values())
+    backbone, image = levi.backbone, rows.image
+    if backbone is None or image is None or backbone.identity.image_size in (None, image.height):
+        return own
+    taps = backbone({"pixel_values": torch.zeros(1, 3, image.height, image.width)})  # (1, T, D) each
+    return own + max(tap.numel() * tap.element_size() for tap in taps)

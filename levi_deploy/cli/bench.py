@@ -88,8 +88,10 @@ def command(
     existing(bundle, "a bundle")
     if sum([quick, mlperf, duration is not None]) > 1:
         raise UsageError("Give one of --quick, --mlperf and --duration.")
-    if (flame or tune) and (against or old or scenario not in (("single",) if flame else ("single", "offline"))):
-        raise UsageError("--profile and --tune look at one bundle's queries alone. Leave --against and --compare out.")
+    if flame and (against or old or scenario != "single"):
+        raise UsageError("--profile takes single queries of one bundle apart. Leave --against and --scenario out.")
+    if tune and (against or old or scenario == "server"):
+        raise UsageError("--tune lays one bundle out for --scenario single or offline. Leave --against out.")
     if fail_slower is not None and old is None:
         raise UsageError("--fail-slower needs --compare OLD.json.")
     profile: bench.Profile = "quick" if quick else "mlperf" if mlperf else "default" if duration is None else "custom"

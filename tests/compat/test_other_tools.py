@@ -32,7 +32,7 @@ MODELS = {  # by name: family, model, data
     "bert, pairs": ("bert", {"pooling": "mean"}, {"text_pair": "topics"}),
     "t5, multilabel": ("t5", {"branches": ()}, {"target": "topics", "task": "multilabel"}),
     "llama, padded on the left": ("llama", {"pooling": "last", "branches": ("gru",)}, {}),
-    "vit": ("vit", {"image_size": 32}, {"image": "image"}),
+    "vit": ("vit", {"image_size": 192}, {"image": "image"}),  # made for 32
     "mobilenet_v2": ("mobilenet_v2", {"image_size": 48}, {"image": "image"}),  # resized by the shorter side, cropped
 }
 

@@ -12,13 +12,20 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from families import write
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from levi_export.convert import outputs
+from levi_deploy.config import ModelConfig
+from levi_deploy.model import Backbone, Levi
+from levi_deploy.training.checkpoint import build
+from levi_export.convert import convert, inputs, outputs
+from levi_export.export import _bytes
 from levi_export.graph import check, clean
 from levi_serving.bundle import Tensor
 from levi_serving.errors import ParityError
+from levi_serving.images import ImageSettings
+from levi_serving.preprocess import Preprocessing
 
 INPUTS = tuple(
     Tensor(name=name, dtype="int64", shape=("batch", "sequence")) for name in ("input_ids", "attention_mask")
@@ -205,3 +212,17 @@ def test_layers_share_one_mask():
     assert len(graph.initializers) == 4
     used = [node.inputs[0] for node in nodes]
     assert (used[0] is used[1], used[0] is used[2]) == (True, False)
+
+
+def test_positions_interpolated_to_another_size_have_room(tmp_path):
+    """A ViT made for 32 pixels that reads 192: its positions are folded into a table for 24 x 24 patches."""
+    backbone = Backbone.load(str(write("vit", tmp_path)), lambda depth: (depth,))
+    rows, own = (Preprocessing(image=ImageSettings(resize=(size, size))) for size in (192, 32))
+    config = ModelConfig(pooling="mean", branches=())
+    levi = Levi(backbone, build(config, backbone.identity, rows, backbone.taps, task="classification", outputs=2))
+    model = convert(levi.eval(), rows)
+    clean(model)
+    contract = {"inputs": inputs(levi, rows), "outputs": outputs(heads=1, classes=2)}
+    assert check(model, **contract, weights=_bytes(levi, rows)).weights > _bytes(levi, own)
+    with pytest.raises(ParityError, match="its constants take"):
+        check(model, **contract, weights=_bytes(levi, own))
