@@ -27,7 +27,7 @@ def command(
     against: Annotated[str | None, option("--against", help="torch, or another bundle: measured side by side.")] = None,
     run: Annotated[Path | None, option("--run", help="The training run, for --against torch.")] = None,
     backbone: Annotated[str | None, option("--backbone", help="Where the run's backbone lies now.")] = None,
-    profile: Annotated[
+    flame: Annotated[
         Path | None,
         option("--profile", help="Instead: where the time goes, by part; a flame view is written to this HTML file."),
     ] = None,
@@ -41,7 +41,7 @@ def command(
     existing(bundle, "a bundle")
     if scenario not in ("single", "offline"):
         raise UsageError(f"--scenario is {scenario!r}; expected single or offline.")
-    if profile and (against or scenario != "single"):
+    if flame and (against or scenario != "single"):
         raise UsageError("--profile takes single queries of one bundle apart. Leave --against and --scenario out.")
     sizes, lengths = _numbers("--batch-size", batch_size), _numbers("--length", length) if length else []
     from levi_serving import Runner, bench
@@ -54,8 +54,8 @@ def command(
     else:
         workloads = bench.real(rows, batch_sizes=sizes if scenario == "single" else [1])
     seconds = 3.0 if quick else duration
-    if profile:
-        _profile(runner, workloads, profile, seconds, as_json=as_json)
+    if flame:
+        _take_apart([runner], workloads, flame, seconds, as_json=as_json)
         return
     targets: list[Any] = [runner]
     if against:
@@ -68,21 +68,23 @@ def command(
         raise BenchmarkError("The measurement does not count: " + "; ".join(report.reasons))
 
 
-def _profile(runner: Any, workloads: Any, output: Path, seconds: float, *, as_json: bool) -> None:
-    """Take each workload's queries apart, print the tree and write the page."""
+def _take_apart(runners: Any, workloads: Any, flame: Path, seconds: float, *, as_json: bool) -> None:
+    """Say where the time of each workload's queries goes, and write the page."""
     from levi_serving.bench.environment import environment
     from levi_serving.bench.flame import page
     from levi_serving.bench.peak import measure
     from levi_serving.bench.profile import profile
 
     found = [
-        profile(runner, workload, peak=measure(runner.session.threads), duration_s=seconds) for workload in workloads
+        profile(runner, workload, peak=measure(runner.session.threads), duration_s=seconds)
+        for runner in runners
+        for workload in workloads
     ]
     about = environment()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page(found, about, runner.bundle.folder.name), encoding="utf-8")
+    flame.parent.mkdir(parents=True, exist_ok=True)
+    flame.write_text(page(found, about, runners[0].bundle.folder.name), encoding="utf-8")
     document = {"format_version": 1, "profiles": [one.to_dict() for one in found], "environment": about}
-    show(document, as_json=as_json, human=lambda: "\n\n".join([*map(str, found), f"The flame view is {output}."]))
+    show(document, as_json=as_json, human=lambda: "\n\n".join([*map(str, found), f"The flame view is {flame}."]))
 
 
 def _numbers(name: str, text: str) -> list[int]:
