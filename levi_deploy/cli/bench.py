@@ -133,7 +133,7 @@ def command(
                 _tune(lineup.runners, rows, scenario, as_json=as_json)
                 return
             if flame:
-                _profile(lineup.runners[0], workloads, flame, plan.duration_s, as_json=as_json)
+                _take_apart(lineup.runners, workloads, flame, plan.duration_s, as_json=as_json)
                 return
             for m, workload in enumerate(workloads):
                 tell("measuring", n * len(workloads) + m, len(lineups) * len(workloads))
@@ -177,21 +177,23 @@ def _tune(runners: Any, rows: Any, scenario: Any, *, as_json: bool) -> None:
     show({"format_version": 1, "scenario": scenario, "tuned": found}, as_json=as_json, human=human)
 
 
-def _profile(runner: Any, workloads: Any, output: Path, seconds: float, *, as_json: bool) -> None:
-    """Take each workload's queries apart, print the tree and write the page."""
+def _take_apart(runners: Any, workloads: Any, flame: Path, seconds: float, *, as_json: bool) -> None:
+    """Say where the time of each workload's queries goes, and write the page."""
     from levi_serving.bench.environment import environment
     from levi_serving.bench.flame import page
     from levi_serving.bench.peak import measure
     from levi_serving.bench.profile import profile
 
     found = [
-        profile(runner, workload, peak=measure(runner.session.threads), duration_s=seconds) for workload in workloads
+        profile(runner, workload, peak=measure(runner.session.threads), duration_s=seconds)
+        for runner in runners
+        for workload in workloads
     ]
     about = environment()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page(found, about, runner.bundle.folder.name), encoding="utf-8")
+    flame.parent.mkdir(parents=True, exist_ok=True)
+    flame.write_text(page(found, about, runners[0].bundle.folder.name), encoding="utf-8")
     document = {"format_version": 1, "profiles": [one.to_dict() for one in found], "environment": about}
-    show(document, as_json=as_json, human=lambda: "\n\n".join([*map(str, found), f"The flame view is {output}."]))
+    show(document, as_json=as_json, human=lambda: "\n\n".join([*map(str, found), f"The flame view is {flame}."]))
 
 
 def _numbers(name: str, text: str) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 from levi_serving.bench.peak import Peak
 from levi_serving.bench.scenarios import Workload
 
-__all__ = ["Part", "Profile", "Work"]
+__all__ = ["Breakdown", "Part", "Work"]
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Profile:
+class Breakdown:
     """Where the time of one workload's queries goes.
 
     Attributes:
@@ -77,6 +77,7 @@ class Profile:
         work: what a query asks of the machine.
         peak: what the machine can do.
         provider: what ran it.
+        precision: of the graph.
     """
 
     workload: Workload
@@ -90,6 +91,13 @@ class Profile:
     work: Work
     peak: Peak
     provider: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """As tables call it."""
+        threads = f"{self.peak.threads} thread" + ("s" if self.peak.threads > 1 else "")
+        return f"{self.workload.name}, {self.precision}, {threads}"
 
     @property
     def heads(self) -> list[Part]:
@@ -105,6 +113,8 @@ class Profile:
             "batch_size": self.workload.batch_size,
             "length": self.workload.length,
             "provider": self.provider,
+            "precision": self.precision,
+            "threads": self.peak.threads,
             "passes": self.passes,
             "queries": self.queries,
             "tree": self.query.to_dict(),
@@ -121,7 +131,6 @@ class Profile:
                 "useful_operations": self.work.useful,
                 "peak_per_s": self.peak.products,
                 "peak_by": self.peak.by,
-                "threads": self.peak.threads,
                 "share_of_peak": self.work.operations / seconds / self.peak.products,
                 "useful_share_of_peak": self.work.useful / seconds / self.peak.products,
                 "share_of_peak_within_products": self.work.operations
@@ -143,9 +152,8 @@ class Profile:
         """What the numbers mean, in sentences."""
         about = self.to_dict()
         products, memory, head = about["matrix_products"], about["memory"], about["one_more_head"]
-        threads = f"{self.peak.threads} thread" + ("s" if self.peak.threads > 1 else "")
         lines = [
-            f"{self.workload.name}: {self.queries} queries, each asked {self.passes} times; medians. The trace itself "
+            f"{self.name}: {self.queries} queries, each asked {self.passes} times; medians. The trace itself "
             f"added {100 * (self.overhead['median'] - 1):+.1f} % "
             f"[{100 * (self.overhead['low'] - 1):+.1f}, {100 * (self.overhead['high'] - 1):+.1f}] and is taken off.",
             f"{100 * self.attributed:.2f} % of the kernels' time has its part; {100 * self.named:.2f} % by the nodes' "
@@ -160,11 +168,11 @@ class Profile:
             f"Matrix products: {products['operations'] / 1e9:.2f} GFLOP a query, "
             f"{products['useful_operations'] / 1e9:.2f} without padding. By the latter the run, without the trace, "
             f"reaches {100 * products['useful_share_of_peak']:.0f} % of the machine's "
-            f"{products['peak_per_s'] / 1e9:.0f} GFLOP/s ({products['peak_by']}, float32, {threads}); the nodes that "
+            f"{products['peak_per_s'] / 1e9:.0f} GFLOP/s ({products['peak_by']}, float32); the nodes that "
             f"are matrix products reach {100 * products['share_of_peak_within_products']:.0f} %.",
             f"Memory: nodes read and write {memory['bytes'] / 1e6:.1f} MB a query, "
-            f"{100 * memory['share_of_peak']:.0f} % of the {memory['peak_bytes_per_s'] / 1e9:.1f} GB/s of a copy "
-            f"({threads}); what caches serve counts too.",
+            f"{100 * memory['share_of_peak']:.0f} % of the {memory['peak_bytes_per_s'] / 1e9:.1f} GB/s of a copy; "
+            "what caches serve counts too.",
         ]
         if self.provider != "CPUExecutionProvider":
             lines.append(f"{self.provider} runs beside the host: a node's time is that of its launch.")

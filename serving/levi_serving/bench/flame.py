@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from levi_serving.bench.breakdown import Part, Profile
+from levi_serving.bench.breakdown import Breakdown, Part
 
 __all__ = ["page"]
 
@@ -60,7 +60,7 @@ for (const flame of document.querySelectorAll('.flame')) {
 """
 
 
-def page(profiles: Sequence[Profile], about: Mapping[str, object], title: str) -> str:
+def page(profiles: Sequence[Breakdown], about: Mapping[str, object], title: str) -> str:
     """The whole page.
 
     Args:
@@ -83,7 +83,7 @@ def page(profiles: Sequence[Profile], about: Mapping[str, object], title: str) -
     )
 
 
-def _section(profile: Profile) -> str:
+def _section(profile: Breakdown) -> str:
     whole = profile.query
     facts = "".join(f"<li>{escape(fact)}</li>" for fact in profile.facts())
     legend = "".join(f'<span><i style="background:var(--{kind})"></i>{kind}</span>' for kind in (*_KINDS[:-1], "rest"))
@@ -92,7 +92,7 @@ def _section(profile: Profile) -> str:
     height = 26 * (1 + max(depth for _, depth in boxes))
     rows = "".join(_rows(whole, 0, whole.ms))
     return (
-        f"<h2>{escape(profile.workload.name)}: {whole.ms:.2f} ms a query</h2>\n"
+        f"<h2>{escape(profile.name)}: {whole.ms:.2f} ms a query</h2>\n"
         "<p>Width is time. Inside of a part its operations stand by time, not in order. Hover for milliseconds and "
         "shares; click a box to widen it, the top one to go back.</p>\n"
         f'<div class="flame" style="height:{height}px">{"".join(box for box, _ in boxes)}</div>\n'

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from levi_serving.bench.breakdown import Part, Profile, Work
+from levi_serving.bench.breakdown import Breakdown, Part, Work
 from levi_serving.bench.onnx_file import Graph, read_graph
 from levi_serving.bench.parts import AVERAGE, UNKNOWN, Parts
 from levi_serving.bench.peak import Peak
@@ -85,7 +85,7 @@ class _Pass:
         return self.prepare + self.run + self.finish
 
 
-def profile(runner: Runner, workload: Workload, *, peak: Peak, duration_s: float) -> Profile:
+def profile(runner: Runner, workload: Workload, *, peak: Peak, duration_s: float) -> Breakdown:
     """Measure where the time of a workload's queries goes.
 
     Args:
@@ -132,7 +132,7 @@ def profile(runner: Runner, workload: Workload, *, peak: Peak, duration_s: float
     work = _work([event for run in runs[each : 2 * each] for event in run], passes, graph, useful, len(batches))
     parts = Parts(graph, runner.bundle.manifest.taps)
     query, attributed, named = _tree(passes, plain, parts, 1e3 / len(batches))
-    return Profile(
+    return Breakdown(
         workload=workload,
         query=query,
         passes=len(passes),
@@ -144,6 +144,7 @@ def profile(runner: Runner, workload: Workload, *, peak: Peak, duration_s: float
         work=work,
         peak=peak,
         provider=runner.session.provider,
+        precision=runner.graph.precision,
     )
 
 
