@@ -214,10 +214,8 @@ def family(name: str, folder: Path, threads: int, effort: float) -> list[str]:
 
     forms: dict[str, Callable[[Path], ir.Model]] = {
         "int8: MatMul and Gather": lambda path: int8(path, gather=True)[0],
-        "int8: MatMul": lambda path: int8(path, gather=False)[0],
-        "int8: MatMul, 8 bits of weight (wrong without VNNI)": lambda path: int8(
-            path, gather=False, reduce_range=False
-        )[0],
+        "int8: MatMul": lambda path: int8(path)[0],
+        "int8: MatMul, 8 bits of weight (wrong without VNNI)": lambda path: int8(path, reduce_range=False)[0],
         "int4 weights": lambda path: int4(path)[0],
         "int8 weights": weight_only_int8,
     }
