@@ -158,9 +158,10 @@ def _weighted(model: onnx.ModelProto, kinds: set[str]) -> list[onnx.NodeProto]:
         if node.op_type in kinds and _of_backbone(node.name) and constants.get(node.input[place[node.op_type]]) == 2
     ]
     if all(node.op_type == "Gather" for node in chosen):
+        others = {n.op_type for n in model.graph.node if constants.keys() & set(n.input)} & {"Conv", "Gemm"}
         raise UsageError(
-            "The backbone has no matrix product with a weight to quantise: it is made of convolutions, which "
-            "onnxruntime runs slower in int8. Export it in fp32 or fp16."
+            f"The backbone has no {' or '.join(sorted(kinds - {'Gather'}))} with a weight to quantise; its products "
+            f"are {' and '.join(sorted(others)) or 'of another kind'}. Export it in fp32 or fp16."
         )
     return chosen
 
