@@ -155,6 +155,14 @@ def test_failed_rows_have_exit_code_6(levi, bundle, tmp_path):
     assert (code, "row 2: column 'text' is empty" in err) == (1, True)
 
 
+def test_precisions_that_cannot_be_had_are_refused_before_anything_is_done(levi, run, tmp_path):
+    code, _, err = levi("export", run.folder, "-o", tmp_path / "bundle", "--precision", "int5")
+    assert (code, "The precisions are int5; expected some of fp32" in err) == (2, True)
+    code, _, err = levi("export", run.folder, "-o", tmp_path / "bundle", "--precision", "fp32", "--precision", "bf16")
+    assert (code, "no bf16 kernels for" in err) == (5, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_wrong_answer_has_exit_code_3(levi, bundle_copy):
     from dataclasses import replace
 
