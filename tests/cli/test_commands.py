@@ -23,6 +23,9 @@ LEVI = [str(Path(sys.executable).with_name("levi"))]
 @pytest.fixture
 def levi(monkeypatch, capfd):
     """Run the command in this process: (exit code, stdout, stderr)."""
+    import torch
+
+    threads = torch.get_num_threads()
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["levi", *map(str, arguments)])
@@ -39,7 +42,8 @@ def levi(monkeypatch, capfd):
         out, err = capfd.readouterr()
         return code, out, err
 
-    return run
+    yield run
+    torch.set_num_threads(threads)  # bench gives torch every core; another number of threads has other bits
 
 
 def shell(*arguments, **options):
