@@ -133,12 +133,12 @@ def _prove(folder: Path, tolerance: float) -> dict[str, Any]:
 @torch.no_grad()
 def _bytes(levi: Levi, rows: Preprocessing) -> int:
     """What the graph's constants may take: the weights, and a table of positions interpolated to another image size."""
-    own = sum(t.numel() * t.element_size() for t in levi.state_dict(keep_vars=True).values())
+    own: int = sum(t.numel() * t.element_size() for t in levi.state_dict(keep_vars=True).values())
     backbone, image = levi.backbone, rows.image
     if backbone is None or image is None or backbone.identity.image_size in (None, image.height):
         return own
     taps = backbone({"pixel_values": torch.zeros(1, 3, image.height, image.width)})  # (1, T, D) each
-    return own + max(tap.numel() * tap.element_size() for tap in taps)
+    return own + max(int(tap.numel() * tap.element_size()) for tap in taps)
 
 
 def _described(trained: Run, levi: Levi, structure: Structure) -> dict[str, Any]:
