@@ -83,7 +83,7 @@ class Study:
 
 def pacs(backbone: Path) -> Study:
     levi = ModelConfig(backbone=str(backbone), branches=("cnn",), image_size=112)
-    training = TrainingConfig(epochs=20, patience=5)  # few rows, so more passes than the other study has
+    training = TrainingConfig(epochs=12, patience=4)  # few rows, so more passes than the other study has
     bare = replace(levi, branches=())
     methods = {
         "LEVI, cnn": Method(model=levi, training=training, beside=PARTS),

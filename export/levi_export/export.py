@@ -205,5 +205,4 @@ def _bytes(levi: Levi, rows: Preprocessing) -> int:
     if backbone is None or image is None or backbone.identity.image_size in (None, image.height):
         return own
     taps = backbone({"pixel_values": torch.zeros(1, 3, image.height, image.width)})  # (1, T, D) each
-    largest: int = max(tap.numel() * tap.element_size() for tap in taps)
-    return own + largest
+    return own + max(int(tap.numel() * tap.element_size()) for tap in taps)
