@@ -139,7 +139,9 @@ class TrainingConfig:
         class_weights: ``balanced`` weighs each class by the inverse of its share of the training rows.
         augment: ``flip-crop`` shows image branches a mirrored and shifted image at random. The backbone
             always sees the image as it is, so its stored taps stay right.
-        calibrate: divide the average's logits by one temperature, fitted on ID validation.
+        calibrate: divide the average's logits by one temperature, fitted on ID validation; regression has none.
+        abstain_share: share of ID validation rows on which the model abstains: those whose heads disagree most.
+            The disagreement that sets them apart is kept with the model; 0 for never.
         seed: of every random choice.
     """
 
@@ -154,10 +156,12 @@ class TrainingConfig:
     class_weights: Literal["none", "balanced"] = "none"
     augment: Literal["none", "flip-crop"] = "flip-crop"
     calibrate: bool = True
+    abstain_share: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
         _positive(self, "epochs", "batch_size", "learning_rate", "fine_tune_rate", "patience")
+        _share(self, "abstain_share")
         if self.fine_tune < 0:
             raise UsageError(f"fine_tune is {self.fine_tune}; expected epochs from 1, or 0 for none.")
         if self.weight_decay < 0:
@@ -226,6 +230,16 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
+        if self.training.fine_tune and self.model.lora:
+            raise UsageError(
+                f"fine_tune is {self.training.fine_tune} and lora is {self.model.lora}: the one trains the whole "
+                "backbone, the other adapters in a frozen one. Give one of them."
+            )
+        if self.training.fine_tune and self.model.taps == ():
+            raise UsageError(
+                f"fine_tune is {self.training.fine_tune}, but there are no taps, so nothing reads the backbone. "
+                "Give taps, or leave fine_tune out."
+            )
         for name in self.model.branches or ():
             reads = BRANCHES.get(name)
             if reads is not None and not any(getattr(self.data, column) for column in reads):

@@ -21,8 +21,9 @@ from levi_deploy.config import DataConfig
 from levi_serving.errors import TableError, UsageError
 from levi_serving.predictions import Task
 from levi_serving.tables import located, read_columns
+from levi_serving.text import text_problem
 
-__all__ = ["Dataset", "encode_targets", "learn", "read"]
+__all__ = ["Dataset", "Learning", "encode_targets", "learn", "read"]
 
 VALIDATION_SPLITS = ("id_val", "validation", "val", "valid", "dev")
 SEPARATOR = "|"
@@ -70,6 +71,7 @@ def read(
     texts: Sequence[str] = (),
     files: Sequence[str] = (),
     further: Sequence[str] = (),
+    empty: bool = False,
 ) -> Dataset:
     """Read a whole table for learning or evaluation; every row must be usable.
 
@@ -80,6 +82,7 @@ def read(
         texts: those of ``inputs`` that must hold a text.
         files: those of ``inputs`` that hold files or their paths.
         further: other columns that are needed.
+        empty: whether an empty target is an answer too: no label holds (multilabel).
 
     Raises:
         TableError: the file, a column or a row cannot be used; the first such row is named.
@@ -92,14 +95,16 @@ def read(
             "Learning and evaluation need every row: mend or remove them."
         )
     values = table.values
-    lacks = {
-        name: [n for n, cell in enumerate(values[name]) if not (_is_text(cell) if name in texts else _is_there(cell))]
-        for name in (*texts, *files, target)
-    }
-    if wrong := {n: name for name, places in lacks.items() for n in places}:
+    wrong: dict[int, str] = {}
+    for name in (*texts, *files, target):
+        problem = text_problem if name in texts else _problem
+        for n, cell in enumerate(values[name]):
+            if not (empty and name == target and cell == "") and (reason := problem(cell, f"column {name!r}")):
+                wrong.setdefault(n, reason)
+    if wrong:
         first = min(wrong)
         raise TableError(
-            f"{path}: {len(wrong)} rows lack a value, first row {table.numbers[first]} in column {wrong[first]!r}. "
+            f"{path}: {len(wrong)} rows cannot be used, first row {table.numbers[first]}: {wrong[first]} "
             "Learning and evaluation need every row: mend or remove them."
         )
     if not values[target]:
@@ -110,12 +115,13 @@ def read(
     return _dataset(rows, values[target], {name: values[name] for name in further})
 
 
-def _is_text(cell: object) -> bool:
-    return isinstance(cell, str) and bool(cell.strip())
-
-
-def _is_there(cell: object) -> bool:
-    return cell is not None and cell not in ("", b"") and not (isinstance(cell, float) and math.isnan(cell))
+def _problem(cell: object, named: str) -> str | None:
+    """Say why a cell is no value, or None when it is."""
+    if cell is None:
+        return f"{named} is missing; expected a value."
+    if cell in ("", b""):
+        return f"{named} is empty; expected a value."
+    return f"{named} holds {cell}; expected a value." if isinstance(cell, float) and math.isnan(cell) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +162,15 @@ def learn(path: Path, data: DataConfig, *, validation: Path | None = None, seed:
     elif data.split_column is not None:
         train, held_out, source = _split(table, data, path)
     else:
+        if len(table) < 2:
+            raise TableError(f"{path} has one row; learning needs one to train on and one to validate with at least.")
         order = list(range(len(table)))
         random.Random(seed).shuffle(order)  # noqa: S311  # a reproducible draw, not a secret
         cut = max(1, round(HELD_OUT * len(order)))
         train, held_out = table.take(sorted(order[cut:])), table.take(sorted(order[:cut]))
         source = f"{HELD_OUT:.0%} of the training rows, drawn by seed {seed}"
+    for part in (train, held_out):
+        _refuse_gaps(part.targets, data.target)
     task = _task(train.targets) if data.task == "auto" else data.task
     labels = _labels(train.targets, task, data.target)
     if task == "classification" and len(labels) < 2:
@@ -168,6 +178,8 @@ def learn(path: Path, data: DataConfig, *, validation: Path | None = None, seed:
             f"Column {data.target!r} of the training rows has only the value {labels[0]!r}; "
             "classification needs at least two classes."
         )
+    if not labels:
+        raise UsageError(f"Column {data.target!r} of the training rows has no label at all; multilabel needs one.")
     for part in (train, held_out):
         encode_targets(part.targets, task, labels, column=data.target)
     return Learning(train=train, validation=held_out, task=task, labels=labels, validation_from=source)
@@ -176,7 +188,15 @@ def learn(path: Path, data: DataConfig, *, validation: Path | None = None, seed:
 def _read(path: Path, data: DataConfig, further: Sequence[str] = ()) -> Dataset:
     texts = [name for name in (data.text, data.text_pair) if name is not None]
     files = [data.image] if data.image else []
-    return read(path, inputs=data.inputs, target=data.target, texts=texts, files=files, further=further)
+    return read(
+        path,
+        inputs=data.inputs,
+        target=data.target,
+        texts=texts,
+        files=files,
+        further=further,
+        empty=data.task == "multilabel",
+    )
 
 
 def _split(table: Dataset, data: DataConfig, path: Path) -> tuple[Dataset, Dataset, str]:
@@ -205,13 +225,36 @@ def _task(targets: Sequence[object]) -> Task:
 
 
 def _number(value: object) -> float | None:
+    """A finite number, or None."""
+    number = _parsed(value)
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _parsed(value: object) -> float | None:
+    """A number, NaN and infinity among them, or None for anything else."""
     if isinstance(value, bool):
         return None
     try:
-        number = float(value)  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
-    return number if math.isfinite(number) else None
+
+
+def _refuse_gaps(targets: Sequence[object], column: str) -> None:
+    """Refuse numbers with NaN or infinity among them, which are a gap in a column and no class of its own.
+
+    Raises:
+        TableError: naming the first.
+    """
+    numbers = [_parsed(value) for value in targets]
+    if None in numbers:  # words: among them "nan" may be one
+        return
+    for value, number in zip(targets, numbers, strict=True):
+        if number is not None and not math.isfinite(number):
+            raise TableError(
+                f"Column {column!r} holds {value!r} among numbers; targets need finite numbers everywhere. "
+                "Mend or remove such rows."
+            )
 
 
 def _name(value: object) -> str:

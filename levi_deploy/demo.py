@@ -84,7 +84,7 @@ def demo(
     tell("4/6 Exporting LEVI as one graph and proving it.")
     bundle = export(runs["LEVI"].folder, output / "bundle")
     verify(bundle.folder)
-    certificate = read_certificate(bundle.folder)
+    certificate = read_certificate(bundle.folder, bundle.manifest.graphs[0].file)
 
     tell("5/6 Predicting the file with the runner.")
     runner = Runner(bundle.folder)
@@ -94,7 +94,7 @@ def demo(
     workloads = bench.fixed(runner.preprocessor, runs["LEVI"].samples, batch_sizes=[1, 8], lengths=[32])
     targets: list[bench.Target] = [runner, runs["LEVI"].reference()]
     measured = [bench.single(targets, workload, duration_s=2.0) for workload in workloads]
-    report = bench.Report(measured, targets, quick=True)
+    report = bench.Report(measured, profile="quick")
     return {
         "generated_data": True,
         "accuracy": metrics,

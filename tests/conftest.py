@@ -8,44 +8,21 @@ import shutil
 from pathlib import Path
 
 import pytest
-
-WORDS = {
-    "positive": ["good", "great", "lovely", "solid", "superb"],
-    "negative": ["bad", "poor", "awful", "flimsy", "broken"],
-}
-FILLER = [
-    "the", "a", "it", "was", "this", "is", "and", "for", "my", "very", "kettle", "lamp", "tent", "desk",
-    "came", "on", "with", "from", "they", "box", "day", "week",
-]  # fmt: skip
+from words import FILLER, WORDS
 
 
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory) -> Path:
     """A BERT of 4 layers, width 32, with random weights and a tokenizer of whole words."""
     import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from families import write_tokenizer
+    from transformers import BertConfig, BertModel
 
     folder = tmp_path_factory.mktemp("backbone")
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = [*special, *FILLER, *WORDS["positive"], *WORDS["negative"], *"abcdefghijklmnopqrstuvwxyz.,!?'0123456789"]
-    vocabulary = {word: n for n, word in enumerate(dict.fromkeys(words))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
-    )
-    # What such files often carry, and what must never have an effect here.
-    tokenizer.enable_padding(length=40)
-    tokenizer.enable_truncation(5)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-        model_max_length=64,
-    ).save_pretrained(folder)  # fmt: skip
+    vocabulary = write_tokenizer(folder)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
+        vocab_size=vocabulary, hidden_size=32, num_hidden_layers=4, num_attention_heads=4,
         intermediate_size=64, max_position_embeddings=64,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)

@@ -5,6 +5,19 @@ from __future__ import annotations
 import time
 
 
+class Clock:
+    """Nanoseconds that pass when a test says so."""
+
+    def __init__(self):
+        self.now = 0
+
+    def __call__(self):
+        return self.now
+
+    def pass_s(self, seconds):
+        self.now += round(seconds * 1e9)
+
+
 class Echo:
     """Answers each row with its own text and length. A text with ``bad`` in it cannot be used."""
 

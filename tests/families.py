@@ -6,6 +6,8 @@ from pathlib import Path
 
 import torch
 import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from words import FILLER, WORDS
 
 TEXT = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
 IMAGE = {
@@ -49,9 +51,11 @@ CAUSAL = ("llama", "qwen3", "gpt2")
 IMAGES = ("vit", "dinov2", "swin", "convnext", "mobilenet_v2", "clip", "siglip")
 
 
-def write(name: str, folder: Path) -> Path:
-    """Save one into a folder, as a checkpoint of its family."""
+def write(name: str, folder: Path, *, tokenizer: bool = False, padding_side: str = "right") -> Path:
+    """Save one into a folder, as a checkpoint of its family; with a tokenizer whose ids it knows where asked for."""
     kind, settings = FAMILIES[name]
+    if tokenizer:
+        settings = {**settings, "vocab_size": write_tokenizer(folder, padding_side=padding_side)}
     kind = getattr(transformers, kind)
     torch.manual_seed(0)
     model = kind(kind.config_class(**settings)).eval()
@@ -60,3 +64,26 @@ def write(name: str, folder: Path) -> Path:
             parameter.add_(0.02 * torch.randn_like(parameter))
     model.save_pretrained(folder)
     return folder
+
+
+def write_tokenizer(folder: Path, *, padding_side: str = "right") -> int:
+    """Save a tokenizer of whole words and letters, for texts and pairs, and return how many ids it has."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = [*special, *FILLER, *WORDS["positive"], *WORDS["negative"], *"abcdefghijklmnopqrstuvwxyz.,!?'0123456789"]
+    vocabulary = {word: n for n, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    # What such files often carry, and what must never have an effect here.
+    tokenizer.enable_padding(length=40)
+    tokenizer.enable_truncation(5)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        model_max_length=64, padding_side=padding_side,
+    ).save_pretrained(folder)  # fmt: skip
+    return len(vocabulary)

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from levi_serving.bundle import Manifest
+from levi_serving.bundle import Graph, Manifest
 
 __all__ = ["card"]
 
 
-def card(manifest: Manifest, certificate: dict[str, Any]) -> str:
-    """Write the bundle's README.md."""
+def card(manifest: Manifest, certificates: Mapping[str, dict[str, Any]]) -> str:
+    """Write the bundle's README.md, from the manifest and each graph's certificate by file."""
     model, data = manifest.model, manifest.provenance["data"]
     parameters = model["parameters"]
     validation = dict(manifest.provenance["validation"])
     heads, rows = validation.pop("heads"), validation.pop("rows")
     first = next(iter(validation))
     taps = ", ".join(map(str, manifest.taps)) or "none"
+    backbone = (
+        f"{model['backbone']['name']} ({model['backbone']['layers']} layers, width {model['backbone']['widths'][-1]}), "
+        f"frozen, SHA-256 {model['backbone']['digest'][:12]}…"
+    )
+    pooling = f"; {model['taps'][0]['pooling']} pooling" if model["taps"] else ""
+    branches = ", ".join(f"{b['name']} ({b['stages']} stages of width {b['width']})" for b in model["branches"])
+    share = parameters["trained"] / parameters["full_fine_tuning"]
+    abstains = (
+        "never"
+        if manifest.abstain_above is None
+        else f"where its heads' disagreement is above {manifest.abstain_above:.4g}"
+    )
     lines = [
         "# A LEVI model in one ONNX graph",
         "",
@@ -28,12 +41,13 @@ def card(manifest: Manifest, certificate: dict[str, Any]) -> str:
         f"| task | {manifest.task} |",
         f"| labels | {', '.join(manifest.labels)} |",
         f"| input | {manifest.preprocessing.in_words} |",
-        f"| backbone | {model['backbone']['name']} ({model['backbone']['layers']} layers, width "
-        f"{model['backbone']['widths'][-1]}), frozen, SHA-256 {model['backbone']['digest'][:12]}… |",
-        f"| taps | {taps}; {model['pooling']} pooling |",
-        f"| branches | {', '.join(model['branches']) or 'none'} |",
+        f"| backbone | {backbone if model['taps'] else 'none'} |",
+        f"| taps | {taps}{pooling} |",
+        f"| branches | {branches or 'none'} |",
         f"| average | of the heads' {manifest.average} |",
-        f"| parameters | {parameters['trained']:,} trained, {parameters['backbone']:,} in the backbone |",
+        f"| parameters | {parameters['trained']:,} trained, {parameters['frozen']:,} frozen; full fine-tuning would "
+        f"train {parameters['full_fine_tuning']:,}, so this is {share:.1%} of that |",
+        f"| abstains | {abstains} |",
         f"| graph | {model['nodes']} nodes, {model['weights_bytes'] / 1e6:.1f} MB, opset {manifest.graphs[0].opset} |",
         "",
         "## In-distribution validation",
@@ -52,13 +66,15 @@ def card(manifest: Manifest, certificate: dict[str, Any]) -> str:
         "",
         "## Proof",
         "",
-        f"Compared with the torch model on {certificate['rows']['count']} real rows and "
-        f"{len(certificate['shapes'])} batch shapes when it was exported ({certificate['measured_with']['provider']}).",
-        f"Largest error of any logit: {certificate['worst_scaled_error']:.1e} of the logits' spread "
-        f"(allowed {certificate['tolerance']:.0e}); every predicted class equal. A row alone against the same row",
-        f"in a batch: {certificate['alone_against_batched']['max_scaled_error']:.1e}. `parity.json` has every shape;",
-        "`levi verify` measures it again on your machine, without torch. `golden.npz` holds the rows it uses:",
-        "they are rows of the validation data.",
+        "Each graph was compared with the torch model when it was exported, through the runner that serves.",
+        "",
+        "| graph | precision | device | changes after tracing | largest error of any logit, of their spread | "
+        "predictions equal | alone against in a batch |",
+        "|---|---|---|---|---|---|---|",
+        *(_row(graph, certificates[graph.file]) for graph in manifest.graphs),
+        "",
+        "`parity.json` has every shape; `levi verify` measures it again on your machine, without torch. `golden.npz`",
+        "holds the rows it uses: they are rows of the validation data.",
         "",
         "## Use",
         "",
@@ -70,3 +86,15 @@ def card(manifest: Manifest, certificate: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _row(graph: Graph, certificate: dict[str, Any]) -> str:
+    changes = ", ".join(f"{count} {what}" for what, count in graph.changes.items()) or "none"
+    real = certificate.get("real_rows", certificate["rows"])
+    allowed = certificate["standard"]["tolerance"]
+    error = f"{certificate['worst_scaled_error']:.1e}" + (f" (allowed {allowed:.0e})" if allowed is not None else "")
+    agreement = f"{real['agreement']:.1%} of {real['count']}"
+    if metric := certificate.get("metric"):
+        agreement += f"; {metric['name']} {metric['value']:.4f}, torch {metric['torch']:.4f}"
+    alone = certificate["alone_against_batched"]["max_scaled_error"]
+    return f"| `{graph.file}` | {graph.precision} | {graph.device} | {changes} | {error} | {agreement} | {alone:.1e} |"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,34 @@ from levi_deploy.model import Levi
 from levi_deploy.training.checkpoint import Run
 from levi_export.card import card
 from levi_export.convert import OPSET, convert, inputs, outputs
-from levi_export.graph import Structure, check, clean
-from levi_export.verify import golden
-from levi_serving.bundle import CARD, CERTIFICATE, GOLDEN, GRAPH, WEIGHTS, Bundle, Graph, Manifest
+from levi_export.graph import check, clean
+from levi_export.hub import write_hub_files
+from levi_export.optimize import cut_to_first_token
+from levi_export.precision import check_precisions, derive
+from levi_export.verify import check_drop, golden, metric, spread
+from levi_serving.bundle import (
+    CARD,
+    CERTIFICATE,
+    GOLDEN,
+    GRAPH,
+    REAL_ROWS,
+    WEIGHTS,
+    Bundle,
+    Graph,
+    GraphDevice,
+    Manifest,
+    Precision,
+)
 from levi_serving.errors import ParityError, UsageError
-from levi_serving.parity import TOLERANCE, replay
-from levi_serving.preprocess import TOKENIZER
+from levi_serving.parity import Golden, RealRows, answer, replay, standard
+from levi_serving.preprocess import TOKENIZER, Preprocessing
 from levi_serving.runner import Runner
+from levi_serving.session import providers
 
 __all__ = ["export"]
 
 Progress = Callable[[str], None]
+_MADE_FOR: dict[Precision, GraphDevice] = {"fp16": "any", "bf16": "cuda", "int8": "cpu", "int4": "cpu"}
 
 
 def export(
@@ -36,11 +54,13 @@ def export(
     output: Path,
     *,
     backbone: str | None = None,
+    precisions: Sequence[Precision] = ("fp32",),
+    min_agreement: float = 0.95,
+    max_drop: float = 0.5,
     overwrite: bool = False,
-    tolerance: float = TOLERANCE,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Export a training run as one proven graph.
+    """Export a training run as one proven graph, or as one for each precision.
 
     Everything is written aside and moved to ``output`` only when the proof holds.
 
@@ -48,30 +68,42 @@ def export(
         run: the folder of a finished training run.
         output: the bundle's folder.
         backbone: where the backbone lies now; where it lay in training when None.
+        precisions: of the graphs, the preferred one first.
+        min_agreement: the least share of real rows whose prediction a less precise graph must keep.
+        max_drop: by how many points such a graph may lose the task's first metric on these rows
+            (regression: by how many percent its error may rise).
         overwrite: replace an ``output`` that exists.
-        tolerance: the largest error of a logit, as a share of the logits' spread.
         progress: told what is being done.
 
     Raises:
-        ParityError: the graph is not what the model is; ``output`` is as it was.
-        RunError, UsageError: the run or the backbone cannot be used.
+        ParityError: a graph is not what the model is; ``output`` is as it was.
+        ProviderError: a precision cannot be proven on this machine.
+        RunError, UsageError: the run, the backbone or a precision cannot be used.
     """
     tell = progress or (lambda _: None)
     if output.exists() and any(output.iterdir()) and not overwrite:
         raise UsageError(f"{output} exists and is not empty. Choose another folder, or add --overwrite.")
+    check_precisions(precisions, providers())
     trained = Run.open(run)
     tell("loading the model")
     reference = trained.reference(backbone=backbone)
+    # A large backbone is loaded in its own half precision, which few CPU operators have: widened, its values stay.
+    reference.levi.float()
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{output.name}-exporting-", dir=output.parent))
     try:
         tell("asking the torch model about the golden rows")
-        golden(reference, trained.samples).save(aside / GOLDEN)
-        bundle = _write(trained, reference.levi, aside, tell)
-        tell("proving the graph")
-        certificate = _prove(aside, tolerance)
-        (aside / CERTIFICATE).write_text(json.dumps(certificate, indent=1) + "\n", encoding="utf-8")
-        (aside / CARD).write_text(card(bundle.manifest, certificate), encoding="utf-8")
+        rows = trained.samples
+        golden(reference, spread(rows)).save(aside / GOLDEN)
+        if set(precisions) != {"fp32"}:
+            RealRows(rows, reference.run(reference.prepare(rows))).save(aside / REAL_ROWS, trained.preprocessing)
+        bundle = _write(trained, reference.levi, aside, precisions, tell)
+        certificates = {}
+        for graph in bundle.manifest.graphs:
+            tell(f"proving the {graph.precision} graph")
+            certificates[graph.file] = _prove(aside, graph, trained, min_agreement=min_agreement, max_drop=max_drop)
+        (aside / CERTIFICATE).write_text(json.dumps(certificates, indent=1) + "\n", encoding="utf-8")
+        (aside / CARD).write_text(card(bundle.manifest, certificates), encoding="utf-8")
         sealed = Bundle.write(aside, bundle.manifest)
         if output.exists():
             shutil.rmtree(output)
@@ -82,21 +114,36 @@ def export(
     return Bundle(output, sealed.manifest)
 
 
-def _write(trained: Run, levi: Levi, folder: Path, tell: Progress) -> Bundle:
+def _write(trained: Run, levi: Levi, folder: Path, precisions: Sequence[Precision], tell: Progress) -> Bundle:
     tell("tracing the graph")
     model = convert(levi, trained.preprocessing)
     clean(model)
+    cut = {"nodes cut to the first token": count} if (count := cut_to_first_token(model)) else {}
     answers = outputs(heads=len(levi.ensemble.heads), classes=len(trained.labels))
     asked = inputs(levi, trained.preprocessing)
-    structure = check(model, inputs=asked, outputs=answers, weights=_bytes(levi))
-    ir.save(model, folder / GRAPH, external_data=WEIGHTS)
-    try:
-        onnx.checker.check_model(str(folder / GRAPH), full_check=True)
-    except onnx.checker.ValidationError as error:
-        raise ParityError(f"onnx finds the graph invalid: {error}. Nothing was written.") from error
+    structure = check(model, inputs=asked, outputs=answers, weights=_bytes(levi, trained.preprocessing))
+    _save(model, folder, GRAPH)
+    graphs = []
+    for precision in precisions:
+        graph = Graph(precision=precision, opset=OPSET, changes=cut)
+        if precision != "fp32":
+            tell(f"making the {precision} graph")
+            narrowed, changes = derive(folder / GRAPH, precision, text=trained.preprocessing.text is not None)
+            graph = replace(
+                graph,
+                file=f"model.{precision}.onnx",
+                device=_MADE_FOR[precision],
+                opset=narrowed.opset_imports[""],
+                changes=cut | changes,
+            )
+            _save(narrowed, folder, graph.file)
+        graphs.append(graph)
+    if "fp32" not in precisions:
+        for name in (GRAPH, WEIGHTS):
+            (folder / name).unlink()
     if trained.preprocessing.text is not None:
         shutil.copyfile(trained.folder / TOKENIZER, folder / TOKENIZER)
-    (folder / "config.json").write_text(json.dumps(_config(trained, levi), indent=1) + "\n", encoding="utf-8")
+    write_hub_files(folder, trained, levi)
     manifest = Manifest(
         task=trained.task,
         labels=trained.labels,
@@ -105,10 +152,16 @@ def _write(trained: Run, levi: Levi, folder: Path, tell: Progress) -> Bundle:
         outputs=answers,
         average=trained.config.model.average,
         taps=trained.taps,
-        model=_described(trained, levi, structure),
-        graphs=(Graph(opset=OPSET),),
+        model={
+            **trained.record["model"],
+            "parameters": trained.record["parameters"],
+            "nodes": structure.nodes,
+            "weights_bytes": structure.weights,
+        },
+        graphs=tuple(graphs),
+        abstain_above=trained.record["abstain_above"],
         provenance={
-            **trained.record,
+            **{name: value for name, value in trained.record.items() if name not in ("model", "abstain_above")},
             "versions": {
                 **trained.record["versions"],
                 **{name: metadata.version(name) for name in ("onnx", "onnxscript", "onnx-ir", "onnxruntime")},
@@ -119,48 +172,38 @@ def _write(trained: Run, levi: Levi, folder: Path, tell: Progress) -> Bundle:
     return Bundle.write(folder, manifest)
 
 
-def _prove(folder: Path, tolerance: float) -> dict[str, Any]:
-    """Judge the folder through the runner that serves."""
-    from levi_serving.parity import Golden
+def _save(model: ir.Model, folder: Path, file: str) -> None:
+    """Write a graph, its weights beside it.
 
-    runner = Runner(folder, device="cpu")
-    return replay(runner, Golden.load(folder / GOLDEN, runner.preprocessor.settings), tolerance=tolerance)
-
-
-def _bytes(levi: Levi) -> int:
-    return sum(t.numel() * t.element_size() for t in levi.state_dict(keep_vars=True).values())
-
-
-def _described(trained: Run, levi: Levi, structure: Structure) -> dict[str, Any]:
-    model = trained.config.model
-    return {
-        "backbone": {
-            "name": trained.backbone.name,
-            "digest": trained.backbone.digest,
-            "layers": trained.backbone.depth,
-            "widths": trained.backbone.widths,
-        },
-        "pooling": model.pooling,
-        "queries": model.queries if model.pooling == "attention" else 0,
-        "branches": [type(branch).__name__ for branch in levi.ensemble.branches],
-        "head_hidden": model.head_hidden,
-        "parameters": trained.record["parameters"],
-        "nodes": structure.nodes,
-        "weights_bytes": structure.weights,
-    }
+    Raises:
+        ParityError: onnx finds it invalid.
+    """
+    ir.save(model, folder / file, external_data=f"{file}.data")
+    try:
+        onnx.checker.check_model(str(folder / file), full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ParityError(f"onnx finds the graph {file} invalid: {error}. Nothing was written.") from error
 
 
-def _config(trained: Run, levi: Levi) -> dict[str, Any]:
-    """The backbone's configuration with this task's labels, for programs that expect a ``config.json``."""
-    config: dict[str, Any] = levi.backbone.model.config.to_dict() if levi.backbone is not None else {}
-    kinds = {
-        "classification": "single_label_classification",
-        "multilabel": "multi_label_classification",
-        "regression": "regression",
-    }
-    return {
-        **{name: value for name, value in config.items() if not name.startswith("_")},
-        "id2label": dict(enumerate(trained.labels)),
-        "label2id": {label: c for c, label in enumerate(trained.labels)},
-        "problem_type": kinds[trained.task],
-    }
+def _prove(folder: Path, graph: Graph, trained: Run, *, min_agreement: float, max_drop: float) -> dict[str, Any]:
+    """Judge one graph of the folder through the runner that serves."""
+    runner = Runner(folder, device="cuda" if graph.device == "cuda" else "cpu", graph=graph)
+    asked = standard(graph.precision, min_agreement=min_agreement)
+    real = answer(runner, graph)
+    certificate = replay(runner, Golden.load(folder / GOLDEN, trained.preprocessing), asked, real=real)
+    if real is not None:
+        certificate["metric"] = metric(*real, trained.targets, task=trained.task, labels=trained.labels)
+        check_drop(certificate["metric"], graph, allowed=max_drop)
+    return certificate
+
+
+@torch.no_grad()
+def _bytes(levi: Levi, rows: Preprocessing) -> int:
+    """What the graph's constants may take: the weights, and a table of positions interpolated to another image size."""
+    own: int = sum(t.numel() * t.element_size() for t in levi.state_dict(keep_vars=True).values())
+    backbone, image = levi.backbone, rows.image
+    if backbone is None or image is None or backbone.identity.image_size in (None, image.height):
+        return own
+    taps = backbone({"pixel_values": torch.zeros(1, 3, image.height, image.width)})  # (1, T, D) each
+    largest: int = max(tap.numel() * tap.element_size() for tap in taps)
+    return own + largest

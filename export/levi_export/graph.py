@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from levi_serving.bundle import Tensor
@@ -50,6 +51,7 @@ def clean(model: ir.Model) -> None:
     A node becomes ``module.path/Operator``, numbered where a module has several, so that a profile can be
     read by module. The exporter's metadata holds source paths of the exporting machine and goes.
     """
+    _share_masks(model.graph)
     taken: Counter[str] = Counter()
     for node in model.graph:
         scope = _module(node)
@@ -81,6 +83,17 @@ def _module(node: ir.Node) -> str:
     """The module a node was traced from; the exporter's last scope is the call itself."""
     scopes: list[str] = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
     return next((scope for scope in reversed(scopes[:-1]) if scope), "levi")
+
+
+def _share_masks(graph: ir.Graph) -> None:
+    """Keep one of equal Boolean constants: with transformers 4, each layer of GPT-2 has a causal mask of its own."""
+    first: dict[tuple[str, bytes], ir.Value] = {}
+    for name, value in list(graph.initializers.items()):
+        if (mask := value.const_value) is not None and mask.dtype == ir.DataType.BOOL:
+            shared = first.setdefault((str(mask.shape), mask.tobytes()), value)
+            if shared is not value:
+                value.replace_all_uses_with(shared)
+                del graph.initializers[name]
 
 
 def _rename(graph: ir.Graph, value: ir.Value, scope: str) -> None:
@@ -126,7 +139,7 @@ def check(model: ir.Model, *, inputs: tuple[Tensor, ...], outputs: tuple[Tensor,
             failures.append(f"the constant {name} has no value or no use")
             continue
         total += tensor.nbytes
-        digest = hashlib.sha256(tensor.tobytes()).hexdigest() if tensor.nbytes >= _SMALL else name
+        digest = _digest(tensor) if tensor.nbytes >= _SMALL else name
         if digest in contents:
             failures.append(f"the weight {name} is stored twice, also as {contents[digest]}")
         contents[digest] = name
@@ -147,6 +160,11 @@ def check(model: ir.Model, *, inputs: tuple[Tensor, ...], outputs: tuple[Tensor,
             + "\nNothing was written. Please report this with the versions that 'levi doctor' prints."
         )
     return Structure(nodes=len(graph), weights=total, modules=modules)
+
+
+def _digest(tensor: ir.TensorProtocol) -> str:
+    """SHA-256 of a constant's values, read where they lie: a large one has no room for a copy."""
+    return hashlib.sha256(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _dtype(value: ir.Value) -> str:

@@ -11,15 +11,57 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from levi_deploy.evaluation.metrics import metrics
 from levi_deploy.model import Reference
+from levi_serving.bundle import Graph
+from levi_serving.errors import ParityError
 from levi_serving.parity import Case, Golden
-from levi_serving.predictions import Outputs, table
+from levi_serving.predictions import Outputs, Task, finish, table
 from levi_serving.preprocess import Encoded, Row
 from levi_serving.text import TextSettings, Tokens
 
-__all__ = ["golden"]
+__all__ = ["check_drop", "golden", "metric", "spread"]
 
 BATCHES = (1, 2, 7, 32)
+_ROWS = 64
+
+
+def spread(rows: Sequence[Row]) -> list[Row]:
+    """The golden rows: some of the run's, which go from short to long."""
+    places = np.unique(np.linspace(0, len(rows) - 1, min(_ROWS, len(rows))).round().astype(int))
+    return [rows[int(n)] for n in places]
+
+
+def metric(
+    reference: Outputs, found: Outputs, targets: NDArray[Any], *, task: Task, labels: Sequence[str]
+) -> dict[str, Any]:
+    """The task's first metric on N labelled rows, of the torch model and of a graph.
+
+    Returns:
+        ``name``, ``torch``, ``value``, and ``drop``: how many points are lost (regression: by how many percent
+        the error rises); less than 0 where the graph does better.
+    """
+    torch, own = (
+        metrics(finish(a, task=task, labels=labels), targets, task=task, labels=labels) for a in (reference, found)
+    )
+    name = next(name for name in own if name != "rows")
+    drop = 100 * (own[name] / torch[name] - 1) if task == "regression" else 100 * (torch[name] - own[name])
+    return {"name": name, "torch": torch[name], "value": own[name], "drop": drop}
+
+
+def check_drop(measured: dict[str, Any], graph: Graph, *, allowed: float) -> None:
+    """Refuse a graph that loses too much of the metric.
+
+    Raises:
+        ParityError: it does.
+    """
+    if not measured["drop"] <= allowed:
+        unit = "percent more" if measured["name"] == "rmse" else "points less"
+        raise ParityError(
+            f"The {graph.precision} graph has the {measured['name']} {measured['value']:.4f} on the run's validation "
+            f"rows, torch {measured['torch']:.4f}: {measured['drop']:.2f} {unit}, allowed {allowed:g}. Nothing was "
+            "written. Take another precision, or allow more with --max-drop."
+        )
 
 
 def golden(reference: Reference, rows: Sequence[Row]) -> Golden:

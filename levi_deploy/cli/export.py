@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from levi_deploy.cli.options import Json, Overwrite, existing, option, progress, show
+
+if TYPE_CHECKING:
+    from levi_serving import Bundle
+    from levi_serving.bundle import Precision
 
 
 def command(
     run: Annotated[Path, typer.Argument(help="A finished training run.")],
     output: Annotated[Path, option("--output", "-o", help="The bundle's folder.")],
     backbone: Annotated[str | None, option("--backbone", help="Where the run's backbone lies now.")] = None,
+    precision: Annotated[
+        list[str] | None,
+        option(
+            "--precision", help="fp32, fp16, bf16, int8 or int4; repeat it for several graphs, the preferred first."
+        ),
+    ] = None,
+    min_agreement: Annotated[
+        float, option("--min-agreement", help="Below fp32: least share of real rows that keep their prediction.")
+    ] = 0.95,
+    max_drop: Annotated[
+        float,
+        option("--max-drop", help="Below fp32: most points of the first metric that may be lost (rmse: percent)."),
+    ] = 0.5,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -30,39 +48,68 @@ def command(
             done += 1
             tell(what, done, done)
 
-        bundle = export(run, output, backbone=backbone, overwrite=overwrite, progress=step)
-    certificate = read_certificate(bundle.folder)
-    model = bundle.manifest.model
+        bundle = export(
+            run,
+            output,
+            backbone=backbone,
+            precisions=cast("list[Precision]", precision or ["fp32"]),
+            min_agreement=min_agreement,
+            max_drop=max_drop,
+            overwrite=overwrite,
+            progress=step,
+        )
+    certificates = {graph.file: read_certificate(bundle.folder, graph.file) for graph in bundle.manifest.graphs}
     show(
         {
             "bundle": str(bundle.folder),
             "bytes": bundle.size,
-            "model": dict(model),
-            "certificate": certificate,
+            "model": dict(bundle.manifest.model),
+            "graphs": [asdict(graph) for graph in bundle.manifest.graphs],
+            "certificates": certificates,
         },
         as_json=as_json,
-        human=lambda: _human(bundle.folder, bundle.size, model, certificate),
+        human=lambda: _human(bundle, certificates),
     )
 
 
-def _human(folder: Path, size: int, model: Any, certificate: dict[str, Any]) -> str:
-    shapes = certificate["shapes"]
-    return (
-        f"One graph of {model['nodes']} nodes in {folder} ({size / 1e6:.1f} MB).\n"
-        + proof(certificate)
-        + f"\nShapes: batch {', '.join(map(str, sorted({s['batch'] for s in shapes})))} x "
-        f"length {', '.join(map(str, sorted({s['length'] for s in shapes})))}, whole and padded."
-        f"\nNext: levi predict {folder} INPUT -o OUTPUT"
-    )
+def _human(bundle: Bundle, certificates: dict[str, Any]) -> str:
+    shapes = next(iter(certificates.values()))["shapes"]
+    batches = ", ".join(map(str, sorted({shape["batch"] for shape in shapes})))
+    lengths = ", ".join(map(str, sorted({shape["length"] for shape in shapes if "length" in shape})))
+    lines = [f"One model of {bundle.manifest.model['nodes']} nodes in {bundle.folder} ({bundle.size / 1e6:.1f} MB)."]
+    for graph in bundle.manifest.graphs:
+        changes = ", ".join(f"{count} {what}" for what, count in graph.changes.items()) or "as traced"
+        lines += [
+            f"{graph.file}: {graph.precision} for {graph.device} device; {changes}.",
+            f"  {proof(certificates[graph.file])}",
+        ]
+    lines += [
+        f"Shapes: batch {batches}" + (f" x length {lengths}, whole and padded." if lengths else "."),
+        f"Next: levi predict {bundle.folder} INPUT -o OUTPUT",
+    ]
+    return "\n".join(lines)
 
 
 def proof(certificate: dict[str, Any]) -> str:
-    """A certificate in three lines."""
-    rows, alone = certificate["rows"], certificate["alone_against_batched"]
+    """A certificate in a line."""
+    asked, rows, real = certificate["standard"], certificate["rows"], certificate.get("real_rows")
+    parts = [f"largest error {certificate['worst_scaled_error']:.1e} of the logits' spread"]
+    if asked["tolerance"] is not None:
+        parts[0] += f" (allowed {asked['tolerance']:.0e})"
+    if real:
+        heads = ", ".join(f"{error:.3f}" for error in real["heads"]["rms_scaled_error"])
+        parts.append(
+            f"{real['agreement']:.1%} of {real['count']} rows as torch says (at least {asked['min_agreement']:.1%}), "
+            f"rms error {real['rms_scaled_error']:.3f}, by head {heads}"
+        )
+        if metric := certificate.get("metric"):
+            parts.append(f"{metric['name']} {metric['value']:.4f}, torch {metric['torch']:.4f}")
+    else:
+        parts.append(f"every prediction of {rows['count']} rows equal")
+    alone = certificate["alone_against_batched"]["max_scaled_error"]
+    made = certificate["measured_with"]
     return (
-        f"Proven on {rows['count']} real rows and {len(certificate['shapes'])} batch shapes, "
-        f"{certificate['measured_with']['provider']}, onnxruntime {certificate['measured_with']['onnxruntime']}.\n"
-        f"Largest error of any logit: {certificate['worst_scaled_error']:.1e} of the logits' spread "
-        f"(allowed {certificate['tolerance']:.0e}); every predicted class equal.\n"
-        f"A row alone against the same row in a batch: {alone['max_scaled_error']:.1e}."
+        "; ".join(parts)
+        + f"; {len(certificate['shapes'])} batch shapes; a row alone against in a batch {alone:.1e} "
+        + f"({made['provider']}, onnxruntime {made['onnxruntime']})."
     )

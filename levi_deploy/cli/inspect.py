@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from levi_deploy.cli.options import Json, existing, show
+from levi_deploy.cli.options import Json, by_head, existing, show
 
 
 def command(
@@ -27,7 +27,7 @@ def command(
             **dataclasses.asdict(bundle.manifest),
             "digest": bundle.manifest.digest,
             "bytes": bundle.size,
-            "certificate": read_certificate(model),
+            "certificates": {graph.file: read_certificate(model, graph.file) for graph in bundle.manifest.graphs},
         }
         show(document, as_json=as_json, human=lambda: _bundle(document, bundle.manifest.preprocessing.in_words))
         return
@@ -39,58 +39,79 @@ def command(
         **{
             name: value
             for name, value in vars(run).items()
-            if name not in ("config", "folder", "backbone", "preprocessing")
+            if name not in ("config", "folder", "backbone", "preprocessing", "record")
         },
+        "record": {name: value for name, value in run.record.items() if name != "model"},
         "config": run.config.to_dict(),
+        "model": run.record["model"],
         "backbone": dataclasses.asdict(run.backbone),
         "preprocessing": dataclasses.asdict(run.preprocessing),
     }
     show(document, as_json=as_json, human=lambda: _run(document))
 
 
-def _model(taps: Any, labels: Any, backbone: Any, width: int, layers: int, model: Any, parameters: Any) -> list[str]:
-    """The architecture as a tree."""
-    trained, frozen = parameters["trained"], parameters["backbone"]
-    heads = "linear" if not model["head_hidden"] else f"{model['head_hidden']} hidden units"
-    lines = [f"  backbone  {backbone}: {layers} layers, width {width}, frozen, {frozen:,} parameters"]
-    lines += [f"    tap {tap:<4} {model['pooling']} pooling, read by head {k + 1}" for k, tap in enumerate(taps)]
-    lines += [f"  branch    {branch}, trained from scratch" for branch in model["branches"] or ()]
-    lines.append(
-        f"  heads     {max(1, len(taps))} adapting layers, {heads}, {len(labels)} outputs; averaged as "
-        f"{model.get('average', 'logits')}"
-    )
-    lines.append(f"  trained   {trained:,} parameters, {trained / (trained + frozen):.1%} of all")
-    return lines
+def _tree(model: Any, parameters: Any, task: str, labels: Any) -> list[str]:
+    """The architecture from the input to the answer, with shapes, and what trains beside what is frozen."""
+    backbone, classes = model["backbone"], len(labels)
+    widths = backbone["widths"]
+    width = widths[-1] if len(set(widths)) == 1 else f"{min(widths)} … {max(widths)}"
+    parts = []
+    if model["taps"]:
+        parts.append((f"├─ backbone {backbone['name']}: L = {backbone['layers']} layers, D = {width}", backbone))
+    for n, tap in enumerate(model["taps"]):
+        how = f"{tap['pooling']} pooling" + (f" with {tap['queries']} queries" if tap["queries"] else "")
+        stem = "└─" if n + 1 == len(model["taps"]) else "├─"
+        parts.append((f"│  {stem} tap {tap['depth']}: (B, T, {tap['width']}) → {how} → (B, {tap['pooled']})", tap))
+    for branch in model["branches"]:
+        reads = ", ".join(branch["reads"])
+        parts.append(
+            (f"├─ branch {branch['name']}: {reads} → M = {branch['stages']} stages of (B, {branch['width']})", branch)
+        )
+    for k, head in enumerate(model["heads"]):
+        read = [f"tap {head['tap']}"] if head["tap"] is not None else []
+        read += [f"{b['name']} stage {m}" for b, m in zip(model["branches"], head["stages"], strict=True)]
+        hidden = f"{head['hidden']} hidden units → " if head["hidden"] else ""
+        parts.append((f"├─ head {k + 1}: [{' ; '.join(read)}] → {hidden}(B, {head['outputs']})", head))
+    heads = len(model["heads"])
+    of = "values" if task == "regression" else model["average"]
+    rows = [(text, f"{part['trained']:,}", f"{part['frozen']:,}") for text, part in parts]
+    rows.append((f"└─ mean of the K = {heads} heads' {of} → (B, {classes})", "", ""))
+    rows.insert(0, ("", "trained", "frozen"))
+    rows.append(("", f"{parameters['trained']:,}", f"{parameters['frozen']:,}"))
+    wide, left, right = (max(len(row[n]) for row in rows) for n in range(3))
+    share = parameters["trained"] / parameters["full_fine_tuning"]
+    return [
+        *(
+            f"{text.ljust(wide)}  {trained.rjust(left)}  {frozen.rjust(right)}".rstrip()
+            for text, trained, frozen in rows
+        ),
+        f"Full fine-tuning would train {parameters['full_fine_tuning']:,}: this trains {share:.1%} of that.",
+    ]
 
 
-def _metrics(record: Any) -> list[str]:
-    validation = dict(record["validation"])
-    heads, rows = validation.pop("heads"), validation.pop("rows")
-    lines = [f"ID validation, {rows} rows ({record['data']['validation_from']})"]
-    lines += [f"  {name:<16}{value:.4f}" for name, value in validation.items()]
-    lines.append("  by head         " + "  ".join(f"{value:.4f}" for value in heads))
-    return lines
+def _metrics(record: Any, abstain_above: float | None) -> list[str]:
+    validation = record["validation"]
+    abstains = "never" if abstain_above is None else f"where the heads' disagreement is above {abstain_above:.4g}"
+    return [
+        f"ID validation, {validation['rows']} rows ({record['data']['validation_from']})",
+        by_head(validation),
+        f"Abstains: {abstains}",
+    ]
 
 
 def _bundle(document: dict[str, Any], reads: str) -> str:
-    model, certificate = document["model"], document["certificate"]
-    backbone = model["backbone"]
+    model = document["model"]
     lines = [
         f"LEVI bundle, {document['task']}: {', '.join(document['labels'])}",
-        *_model(
-            document["taps"], document["labels"], backbone["name"], backbone["widths"][-1], backbone["layers"],
-            {**model, "average": document["average"]}, model["parameters"],
-        ),
+        *_tree(model, model["parameters"], document["task"], document["labels"]),
         "",
         f"Graph: {model['nodes']} nodes, {document['bytes'] / 1e6:.1f} MB with all files",
-        *(f"  {graph['file']}: {graph['precision']}, opset {graph['opset']}" for graph in document["graphs"]),
+        *(line for graph in document["graphs"] for line in _graph(graph, document["certificates"][graph["file"]])),
         *(f"  in  {t['name']} {t['dtype']} {list(t['shape'])}" for t in document["inputs"]),
         *(f"  out {t['name']} {t['dtype']} {list(t['shape'])}" for t in document["outputs"]),
         f"Reads: {reads}",
-        f"Proof: largest error {certificate['worst_scaled_error']:.1e} of the logits' spread, "
-        f"{certificate['rows']['count']} rows, {len(certificate['shapes'])} shapes",
         "",
-        *_metrics(document["provenance"]),
+        *_metrics(document["provenance"], document["abstain_above"]),
         "",
         "Made with " + ", ".join(f"{name} {version}" for name, version in document["provenance"]["versions"].items()),
         f"Digest {document['digest']}",
@@ -98,18 +119,26 @@ def _bundle(document: dict[str, Any], reads: str) -> str:
     return "\n".join(lines)
 
 
+def _graph(graph: dict[str, Any], certificate: dict[str, Any]) -> list[str]:
+    from levi_deploy.cli.export import proof
+
+    changes = ", ".join(f"{count} x {what}" for what, count in graph["changes"].items())
+    return [
+        f"  {graph['file']}: {graph['precision']} for {graph['device']} device, opset {graph['opset']}"
+        + (f"; {changes}" if changes else ""),
+        f"    {proof(certificate)}",
+    ]
+
+
 def _run(document: dict[str, Any]) -> str:
-    record, backbone = document["record"], document["backbone"]
+    record = document["record"]
     lines = [
         f"LEVI training run, {document['task']}: {', '.join(document['labels'])}",
-        *_model(
-            document["taps"], document["labels"], backbone["name"], backbone["widths"][-1], backbone["depth"],
-            document["config"]["model"], record["parameters"],
-        ),
+        *_tree(document["model"], record["parameters"], document["task"], document["labels"]),
         "",
         f"Trained on {record['data']['training_rows']} rows of {record['data']['file']}; best of {record['epochs']} "
         f"epochs: {record['best_epoch']}; taps {record['seconds']['taps']:.0f} s, fit {record['seconds']['fit']:.0f} s",
-        *_metrics(record),
+        *_metrics(record, record["abstain_above"]),
         "",
         "Made with " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
     ]  # fmt: skip

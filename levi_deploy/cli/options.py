@@ -11,7 +11,21 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["Device", "Json", "Overwrite", "Threads", "option", "progress", "show", "table"]
+__all__ = [
+    "Device",
+    "Json",
+    "Overwrite",
+    "Precision",
+    "Threads",
+    "Workers",
+    "by_head",
+    "existing",
+    "option",
+    "progress",
+    "renamed",
+    "show",
+    "table",
+]
 
 
 def option(*names: str, help: str, **settings: Any) -> Any:  # noqa: A002  # Typer's own name
@@ -23,8 +37,12 @@ def option(*names: str, help: str, **settings: Any) -> Any:  # noqa: A002  # Typ
 
 Json = Annotated[bool, option("--json", help="Print one JSON document, for machines.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace what is there.")]
-Device = Annotated[str, option("--device", help="cpu, cuda, or auto.")]
-Threads = Annotated[int | None, option("--threads", help="Threads of one batch; default: usable cores.", min=1)]
+Device = Annotated[str, option("--device", help="cpu, cuda, tensorrt, or auto.")]
+Precision = Annotated[
+    str | None, option("--precision", help="Which of the bundle's graphs [the first that the device can run].")
+]
+Threads = Annotated[int | None, option("--threads", help="Threads of one batch [the usable cores, shared out].", min=1)]
+Workers = Annotated[int | None, option("--workers", help="Batches at the same time [1; for files one a core].", min=1)]
 
 
 def show(document: Mapping[str, Any], *, as_json: bool, human: Callable[[], str]) -> None:
@@ -89,6 +107,16 @@ def renamed(own: Sequence[str], settings: Any, *, text: str | None = None, image
             raise UsageError(f"{option} names a column, but this model reads {', '.join(map(repr, own))}.")
         result[part.column] = given
     return result
+
+
+def by_head(validation: Mapping[str, Any]) -> str:
+    """The metrics of an average beside each head's first one, as a table."""
+    measured = {name: value for name, value in validation.items() if name not in ("heads", "rows")}
+    heads = validation["heads"]
+    rows = [
+        [name, value, *(heads if n == 0 else [""] * len(heads))] for n, (name, value) in enumerate(measured.items())
+    ]
+    return table(rows, header=["", "average", *(f"head {k + 1}" for k in range(len(heads)))])
 
 
 def existing(path: Path, what: str) -> Path:

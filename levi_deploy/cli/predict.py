@@ -7,7 +7,18 @@ from typing import Annotated, cast
 
 import typer
 
-from levi_deploy.cli.options import Device, Json, Overwrite, Threads, existing, option, progress, renamed
+from levi_deploy.cli.options import (
+    Device,
+    Json,
+    Overwrite,
+    Precision,
+    Threads,
+    Workers,
+    existing,
+    option,
+    progress,
+    renamed,
+)
 
 
 def command(
@@ -15,7 +26,9 @@ def command(
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", help="CSV, TSV, JSONL, Parquet, a folder of images, or - for a pipe.")
     ],
-    output: Annotated[Path, option("--output", "-o", help="Likewise.")],
+    output: Annotated[
+        Path, option("--output", "-o", help="The rows with their predictions: CSV, TSV, JSONL, Parquet, or -.")
+    ],
     text: Annotated[str | None, option("--text", help="The input's column with the text [the model's].")] = None,
     image: Annotated[str | None, option("--image", help="The input's column with the image [the model's].")] = None,
     heads: Annotated[bool, option("--heads", help="Also each head's own prediction.")] = False,
@@ -33,9 +46,13 @@ def command(
     window_rows: Annotated[
         int | None, option("--window-rows", help="Rows in memory at a time [4096; 256 with images].", min=1)
     ] = None,
-    max_batch_tokens: Annotated[int, option("--max-batch-tokens", help="Most padded tokens of a batch.", min=1)] = 1024,
+    max_batch_tokens: Annotated[
+        int | None, option("--max-batch-tokens", help="Most padded tokens of a batch [1024, or as tuned].", min=1)
+    ] = None,
     device: Device = "auto",
+    precision: Precision = None,
     threads: Threads = None,
+    workers: Workers = None,
     as_json: Json = False,
 ) -> None:
     """Predict every row of a file; exit code 6 when some rows could not be used."""
@@ -43,7 +60,15 @@ def command(
     from levi_serving import Runner, predict_file
     from levi_serving.session import Device as DeviceName
 
-    runner = Runner(bundle, device=cast("DeviceName", device), threads=threads, max_batch_tokens=max_batch_tokens)
+    runner = Runner(
+        bundle,
+        device=cast("DeviceName", device),
+        scenario="offline",
+        threads=threads,
+        workers=workers,
+        precision=precision,
+        max_batch_tokens=max_batch_tokens,
+    )
     pipe = Path("-")
     with progress() as tell:
         summary = predict_file(

@@ -31,7 +31,7 @@ from transformers.utils import logging
 from levi_serving.errors import UsageError
 from levi_serving.text import TextSettings
 
-__all__ = ["Backbone", "Identity", "save_tokenizer"]
+__all__ = ["Backbone", "Identity", "quiet", "save_tokenizer"]
 
 _LARGE = 2_000_000_000  # parameters; a half-precision checkpoint above it is not widened to float32
 _ENDS = {  # by family: what follows the layers and fits only the last one's channels
@@ -156,7 +156,10 @@ class Backbone(nn.Module):
             # It works in place: self.model holds the adapters. In a list, so that they are not counted twice.
             self._adapted = [get_peft_model(self.model, config)]
         except ValueError as error:
-            raise UsageError(f"The backbone {self.identity.name!r} has no layer for LoRA: {error}") from error
+            raise UsageError(
+                f"The backbone {self.identity.name!r} has no linear layer, and LoRA's adapters stand beside linear "
+                "layers. Leave --lora out, or choose a transformer."
+            ) from error
 
     def adapters(self) -> dict[str, Tensor]:
         """The adapters' weights by name."""
@@ -221,7 +224,7 @@ def _tokens(hidden: Tensor) -> Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' own progress bar and its remarks on unused weights out of the command's output."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -239,7 +242,7 @@ def _quiet() -> Iterator[None]:
 def _load(source: str) -> tuple[Any, set[str]]:
     """The model, and the names of weights its checkpoint lacks and may lack."""
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(source)
             kind, config = _kind(source, config)
             with torch.device("meta"):

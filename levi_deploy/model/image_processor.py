@@ -12,6 +12,7 @@ import numpy as np
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
+from levi_deploy.model.backbone import quiet
 from levi_serving.errors import MissingExtraError, UsageError
 from levi_serving.images import ImageSettings, fit, normalise
 
@@ -37,7 +38,8 @@ def image_settings(source: str, *, column: str, size: int | None = None) -> Imag
         from PIL import Image
     except ModuleNotFoundError as error:
         raise MissingExtraError("PIL", "image", "Reading images") from error
-    processor = _processor(source)
+    with quiet():  # it remarks that torchvision, which nothing here asks for, is missing
+        processor = _processor(source)
     asked = _resized(processor, size) if size is not None else {}
     settings = _translated(source, processor, asked, column)
     draw = np.random.default_rng(0)

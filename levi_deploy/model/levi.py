@@ -104,7 +104,8 @@ class Ensemble(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.taps, self.task, self.masked = config, taps, task, masked
-        branches = [make(name, facts, config) for name in branch_names(config, facts)]
+        self.names = branch_names(config, facts)
+        branches = [make(name, facts, config) for name in self.names]
         self.branches = nn.ModuleList(branches)
         pools = [pooling(config.pooling, width=width, queries=config.queries) for width in widths]
         self.pools = nn.ModuleList(pools)

@@ -75,7 +75,8 @@ class AttentionPooling(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Pool (B, T, D) under a mask (B, T), None where all is real, to (B, (1 + Q) · D)."""
-        scores = self.queries @ hidden.transpose(1, 2) / hidden.shape[2] ** 0.5  # (B, Q, T)
+        queries = self.queries / hidden.shape[2] ** 0.5  # a constant when it serves
+        scores = (hidden @ queries.T).transpose(1, 2)  # (B, Q, T): the scores are turned, not the tokens
         if mask is None:
             attended = scores.softmax(dim=2) @ hidden
             return torch.cat([hidden.mean(dim=1, keepdim=True), attended], dim=1).flatten(1)

@@ -5,13 +5,17 @@ Evaluation, the proof at export, and ``levi bench --against torch`` all use it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from levi_deploy.model.levi import Levi
 from levi_serving.batching import plan
+from levi_serving.errors import LeviError
 from levi_serving.predictions import Outputs, Predictions, Task, finish
 from levi_serving.preprocess import Encoded, Preprocessor, Row
 
@@ -26,15 +30,42 @@ class Reference:
         preprocessor: as in training.
         task: what the logits mean.
         labels: the C output names.
+        abstain_above: the disagreement above which it abstains; None where it never does.
     """
 
     name = "torch"
 
-    def __init__(self, levi: Levi, preprocessor: Preprocessor, task: Task, labels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        levi: Levi,
+        preprocessor: Preprocessor,
+        task: Task,
+        labels: Sequence[str],
+        *,
+        abstain_above: float | None = None,
+    ) -> None:
         self.levi = levi
         self.preprocessor = preprocessor
         self.task = task
         self.labels = tuple(labels)
+        self.abstain_above = abstain_above
+        self._call: Callable[..., Any] = levi
+
+    def compile(self) -> None:
+        """Answer through torch.compile from now on; each new kind of shape is compiled when it first comes.
+
+        Raises:
+            LeviError: there is no C++ compiler, which its CPU code needs.
+        """
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise LeviError(
+                f"torch.compile needs a C++ compiler, but there is no {compiler!r}. Install one, as with "
+                "'apt-get install g++' or 'dnf install gcc-c++', or name yours in the variable CXX."
+            )
+        # Compiled for this number of threads, which is part of the compiler's cache key only so.
+        self._call = torch.compile(self.levi, dynamic=True, options={"cpp.threads": torch.get_num_threads()})
+        self.name = "torch-compile"
 
     def prepare(self, rows: Sequence[Row], *, bad: dict[int, str] | None = None) -> Encoded:
         """Turn N rows into arrays, as the runner does.
@@ -57,14 +88,14 @@ class Reference:
     @torch.inference_mode()
     def answer(self, feeds: dict[str, np.ndarray]) -> Outputs:
         """Run one batch of arrays, by the graph's input names."""
-        logits, head_logits = self.levi(
+        logits, head_logits = self._call(
             **{name: torch.from_numpy(feeds[name]) for name in self.levi.inputs if name in feeds}
         )
         return Outputs(logits.numpy(), head_logits.numpy())
 
     def finish(self, outputs: Outputs) -> Predictions:
         """Turn outputs into predictions, as the runner does."""
-        return finish(outputs, task=self.task, labels=self.labels)
+        return finish(outputs, task=self.task, labels=self.labels, abstain_above=self.abstain_above)
 
     def describe(self) -> dict[str, object]:
         """What answers."""

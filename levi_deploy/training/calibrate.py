@@ -1,4 +1,7 @@
-"""One temperature for the average's logits, from ID validation. Knows no model and no file."""
+"""What is fitted on ID validation once the weights are: a temperature, and where to abstain.
+
+Knows no model and no file.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torch import Tensor
 from levi_serving.errors import UsageError
 from levi_serving.predictions import Task
 
-__all__ = ["temperature"]
+__all__ = ["abstain_above", "temperature"]
 
 _LOW, _HIGH = 0.05, 20.0
 
@@ -52,6 +55,26 @@ def temperature(logits: NDArray[np.float32], targets: NDArray[Any], *, task: Tas
         step = grid[1] - grid[0]
         low, high = max(best - step, float(np.log(_LOW))), min(best + step, float(np.log(_HIGH)))
     return float(np.exp(best))
+
+
+def abstain_above(disagreement: NDArray[np.float32], share: float) -> float | None:
+    """The disagreement above which ``share`` of these rows lie, rounded down to whole rows.
+
+    It lies half-way between two rows, so that another machine's rounding moves neither over it. It needs no
+    targets.
+
+    Args:
+        disagreement: of N ID validation rows, (N,).
+        share: from 0 to below 1.
+
+    Returns:
+        A float32 value; None when no row may lie above it.
+    """
+    ordered = np.sort(disagreement)
+    kept = len(ordered) - int(share * len(ordered) + 1e-9)
+    if kept == len(ordered):
+        return None
+    return float(np.float32((float(ordered[kept - 1]) + float(ordered[kept])) / 2))
 
 
 def _smoothed(logits: Tensor, targets: Tensor, task: Task, count: int, classes: int) -> Tensor:

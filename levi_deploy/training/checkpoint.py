@@ -29,12 +29,13 @@ from levi_serving.preprocess import Preprocessing, Preprocessor, Row, rows_from_
 
 __all__ = ["Run", "build"]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 RECORD = "run.json"
 WEIGHTS = "weights.safetensors"
 ADAPTERS = "adapters.safetensors"
 TUNED = "backbone"  # a folder: the backbone, where it was fine-tuned first
 SAMPLES = "samples.json"
+TARGETS = "targets.json"
 LOG = "log.jsonl"
 
 
@@ -50,7 +51,7 @@ class Run:
         taps: the depths read.
         backbone: which backbone it was trained on.
         preprocessing: how rows become arrays.
-        record: data digests, metrics, parameter counts, versions: what happened.
+        record: the architecture, data digests, metrics, parameter counts, versions: what came of it.
     """
 
     folder: Path
@@ -62,12 +63,20 @@ class Run:
     preprocessing: Preprocessing
     record: Mapping[str, Any]
 
-    def save(self, ensemble: Ensemble, samples: Sequence[Row], *, adapters: Mapping[str, Tensor] | None = None) -> None:
+    def save(
+        self,
+        ensemble: Ensemble,
+        samples: Sequence[Row],
+        targets: NDArray[Any],
+        *,
+        adapters: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Write the run; ``run.json`` comes last, so a folder that has it is whole."""
         save_file(ensemble.state_dict(), self.folder / WEIGHTS)
         if adapters:
             save_file(dict(adapters), self.folder / ADAPTERS)
         (self.folder / SAMPLES).write_text(rows_to_json(samples, self.preprocessing) + "\n", encoding="utf-8")
+        (self.folder / TARGETS).write_text(json.dumps(targets.tolist()) + "\n", encoding="utf-8")
         document = {
             "format_version": FORMAT_VERSION,
             "config": self.config.to_dict(),
@@ -122,8 +131,13 @@ class Run:
 
     @property
     def samples(self) -> list[dict[str, Any]]:
-        """Validation rows, kept for the proof at export."""
+        """Validation rows, short to long, kept for the proof at export."""
         return rows_from_json((self.folder / SAMPLES).read_text(encoding="utf-8"), self.preprocessing)
+
+    @property
+    def targets(self) -> NDArray[Any]:
+        """What these rows should be answered with, as ``encode_targets`` gives it."""
+        return np.asarray(json.loads((self.folder / TARGETS).read_text(encoding="utf-8")))
 
     def ensemble(self) -> Ensemble:
         """What was trained.
@@ -163,7 +177,11 @@ class Run:
     def reference(self, *, backbone: str | None = None) -> Reference:
         """The torch model behind the runner's three verbs."""
         return Reference(
-            self.levi(backbone=backbone), Preprocessor(self.folder, self.preprocessing), self.task, self.labels
+            self.levi(backbone=backbone),
+            Preprocessor(self.folder, self.preprocessing),
+            self.task,
+            self.labels,
+            abstain_above=self.record["abstain_above"],
         )
 
 

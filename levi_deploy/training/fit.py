@@ -27,7 +27,7 @@ from levi_deploy.model.heads import loss, prediction_loss
 from levi_deploy.model.levi import Ensemble
 from levi_deploy.training.augment import flip_crop
 from levi_deploy.training.taps import Taps
-from levi_serving.errors import LeviError, UsageError
+from levi_serving.errors import LeviError
 from levi_serving.predictions import Outputs, Task
 from levi_serving.preprocess import Encoded
 
@@ -83,11 +83,8 @@ def fit(
 
     Raises:
         LeviError: the loss is no longer finite.
-        UsageError: the head weights do not fit the heads.
     """
     weights = torch.tensor(config.head_weights or (1.0,) * len(ensemble.heads))
-    if len(weights) != len(ensemble.heads):
-        raise UsageError(f"head_weights has {len(weights)} numbers, but there are {len(ensemble.heads)} heads.")
     classes = class_weights(train.targets, ensemble.task) if config.class_weights == "balanced" else None
     trained = nn.ModuleDict({"ensemble": ensemble, **({"backbone": backbone} if backbone is not None else {})})
     parameters = [p for p in trained.parameters() if p.requires_grad]
@@ -152,12 +149,7 @@ def class_weights(targets: NDArray[Any], task: Task) -> Tensor:
 
     Classification: N / (C · n_c) for a class of n_c rows (King and Zeng 2001). Multilabel: rows without a
     label over rows with it, the weight of its presence.
-
-    Raises:
-        UsageError: regression has no classes.
     """
-    if task == "regression":
-        raise UsageError("class_weights is 'balanced', but regression has no classes. Leave it out.")
     if task == "classification":
         counts = np.bincount(targets)
         return torch.from_numpy(len(targets) / (len(counts) * np.maximum(counts, 1))).float()

@@ -7,7 +7,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from levi_deploy.config import Config
-from levi_deploy.dataset import Dataset, encode_targets, learn
+from levi_deploy.dataset import Dataset, Learning, encode_targets, learn
 from levi_deploy.evaluation.metrics import metrics
+from levi_deploy.model.architecture import architecture, count_stages, parameters
 from levi_deploy.model.backbone import Backbone, save_tokenizer
 from levi_deploy.model.image_processor import image_settings
-from levi_deploy.training.calibrate import temperature
+from levi_deploy.training.calibrate import abstain_above, temperature
 from levi_deploy.training.checkpoint import LOG, TUNED, Run, build
 from levi_deploy.training.finetune import fine_tune
 from levi_deploy.training.fit import Examples, fit, predict
@@ -37,7 +38,8 @@ __all__ = ["train"]
 
 _STATE = "state.safetensors"
 _ASKED = "config.json"
-_SAMPLES = 64
+_SAMPLES = 512  # enough to see half a point of a metric
+_FEWEST, _SAMPLES_BYTES = 64, 32_000_000
 _IMAGE_SIZE = 112  # of an image that only a branch reads
 
 Progress = Callable[[str, int, int], None]
@@ -78,10 +80,34 @@ def train(
     asked = {"data": str(data), "validation": str(validation) if validation else None, **config.to_dict()}
     _check_output(output, asked, resume=resume, overwrite=overwrite)
     table = learn(data, config.data, validation=validation, seed=config.training.seed)
+    if table.task == "regression" and config.training.class_weights != "none":
+        raise UsageError(
+            f"class_weights is {config.training.class_weights!r}, but {config.data.target!r} holds numbers for "
+            "regression, which has no classes. Leave it out, or give --task classification."
+        )
     backbone = Backbone.load(config.model.backbone, config.model.depths)
+    torch.manual_seed(config.training.seed)
+    if config.model.lora:
+        backbone.add_adapters(config.model.lora)
     with tempfile.TemporaryDirectory() as aside:  # what refuses does so before the run's folder is touched
         preprocessing = _preprocessing(config, backbone, table.train, Path(aside))
-        edges = _edges(config, preprocessing, table.train)
+        torch.manual_seed(config.training.seed)
+        ensemble = build(
+            config.model,
+            backbone.identity,
+            preprocessing,
+            backbone.taps,
+            task=table.task,
+            outputs=len(table.labels),
+            edges=_edges(config, preprocessing, table.train),
+        )
+        stages = count_stages(ensemble, preprocessing)
+        if config.training.head_weights and len(config.training.head_weights) != len(ensemble.heads):
+            raise UsageError(
+                f"head_weights has {len(config.training.head_weights)} numbers, but there are {len(ensemble.heads)} "
+                f"heads, one for each of the taps {list(backbone.taps)}. Give as many."
+            )
+        learning, held_out = _examples(Path(aside), preprocessing, table, config, data, validation)
         if overwrite:
             shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True, exist_ok=True)
@@ -90,14 +116,7 @@ def train(
     (output / _ASKED).write_text(json.dumps(asked, indent=1) + "\n", encoding="utf-8")
 
     started = time.perf_counter()
-    preprocessor = Preprocessor(output, preprocessing)
     folder = cache or cache_folder()
-
-    def examples(rows: Dataset) -> Examples:
-        targets = encode_targets(rows.targets, table.task, table.labels, column=config.data.target)
-        return Examples(_encoded(preprocessor, rows, data), None, targets)
-
-    learning, held_out = examples(table.train), examples(table.validation)
     if config.training.fine_tune:
         if not (output / TUNED).is_dir():
             fine_tune(
@@ -113,10 +132,7 @@ def train(
         backbone = Backbone.load(str(output / TUNED), config.model.depths)
         backbone.identity = replace(backbone.identity, name=f"{config.model.backbone.rpartition('/')[2]}, fine-tuned")
     tune_s, started = time.perf_counter() - started, time.perf_counter()
-    torch.manual_seed(config.training.seed)
-    if config.model.lora:
-        backbone.add_adapters(config.model.lora)
-    elif backbone.taps:
+    if backbone.taps and not config.model.lora:
 
         def stored(rows: Examples, what: str) -> Examples:
             return replace(
@@ -134,16 +150,6 @@ def train(
     taps_s = time.perf_counter() - started
     live = backbone if config.model.lora else None
 
-    torch.manual_seed(config.training.seed)
-    ensemble = build(
-        config.model,
-        backbone.identity,
-        preprocessing,
-        backbone.taps,
-        task=table.task,
-        outputs=len(table.labels),
-        edges=edges,
-    )
     if table.task == "regression":
         ensemble.shift.fill_(float(learning.targets.mean()))
         ensemble.scale.fill_(max(float(learning.targets.std()), 1e-6))
@@ -171,6 +177,12 @@ def train(
         answers = predict(ensemble, held_out, backbone=live).logits
         ensemble.temperature.fill_(temperature(answers, held_out.targets, task=table.task))
     predictions = finish(predict(ensemble, held_out, backbone=live), task=table.task, labels=table.labels)
+    threshold = None  # one head never disagrees
+    if len(ensemble.heads) > 1:
+        threshold = abstain_above(predictions.disagreement, config.training.abstain_share)
+    model = architecture(
+        ensemble, backbone, stages, outputs=len(table.labels), fine_tuned=config.training.fine_tune > 0
+    )
     run = Run(
         folder=output,
         config=config,
@@ -189,13 +201,10 @@ def train(
                 "validation_digest": table.validation.digest,
                 "validation_from": table.validation_from,
             },
-            "parameters": {
-                "trained": sum(p.numel() for p in ensemble.parameters() if p.requires_grad)
-                + sum(p.numel() for p in (live.adapters() if live is not None else {}).values())
-                + (backbone.identity.parameters if config.training.fine_tune else 0),
-                "backbone": backbone.identity.parameters,
-            },
+            "model": model,
+            "parameters": parameters(model, backbone, outputs=len(table.labels)),
             "temperature": round(float(ensemble.temperature), 4),
+            "abstain_above": threshold,
             "best_epoch": min(history, key=lambda record: record["validation_loss"])["epoch"],
             "epochs": len(history),
             "validation": metrics(predictions, held_out.targets, task=table.task, labels=table.labels),
@@ -204,7 +213,8 @@ def train(
         },
     )
     adapters = live.adapters() if live is not None else None
-    run.save(ensemble, _spread(table.validation, held_out.encoded.lengths), adapters=adapters)
+    places = _samples(table.validation, held_out.encoded.lengths, preprocessing.files)
+    run.save(ensemble, [table.validation.rows[n] for n in places], held_out.targets[places], adapters=adapters)
     (output / _STATE).unlink()
     (output / _ASKED).unlink()
     return run
@@ -266,6 +276,22 @@ def _edges(config: Config, preprocessing: Preprocessing, rows: Dataset) -> np.nd
     return np.asarray(Columns(columns).encode(records)["nodes"].T)
 
 
+def _examples(
+    folder: Path, preprocessing: Preprocessing, table: Learning, config: Config, data: Path, validation: Path | None
+) -> tuple[Examples, Examples]:
+    """Training and validation rows with their targets, encoded by the tokenizer in a folder.
+
+    Raises:
+        TableError: a row cannot be used.
+    """
+    preprocessor = Preprocessor(folder, preprocessing)
+    result = []
+    for rows, source in ((table.train, data), (table.validation, validation or data)):
+        targets = encode_targets(rows.targets, table.task, table.labels, column=config.data.target)
+        result.append(Examples(_encoded(preprocessor, rows, source), None, targets))
+    return result[0], result[1]
+
+
 def _encoded(preprocessor: Preprocessor, rows: Dataset, data: Path) -> Encoded:
     """All rows as arrays.
 
@@ -306,8 +332,16 @@ def _check_output(output: Path, asked: Mapping[str, Any], *, resume: bool, overw
             )
 
 
-def _spread(rows: Dataset, lengths: np.ndarray) -> list[dict[str, object]]:
-    """Rows of all lengths, short to long, for the proof at export."""
+def _samples(rows: Dataset, lengths: np.ndarray, files: Sequence[str]) -> list[int]:
+    """Places of rows of all lengths, short to long, for the proof at export; fewer where their images are large."""
     order = np.argsort(lengths, kind="stable")
-    places = np.unique(np.linspace(0, len(order) - 1, min(_SAMPLES, len(order))).round().astype(int))
-    return [rows.rows[int(n)] for n in order[places]]
+    count = min(_SAMPLES, len(order))
+    while True:
+        places: list[int] = order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))].tolist()
+        if count <= _FEWEST or sum(_size(rows.rows[n][name]) for n in places for name in files) <= _SAMPLES_BYTES:
+            return places
+        count = max(_FEWEST, count // 2)
+
+
+def _size(image: object) -> int:
+    return len(image) if isinstance(image, bytes) else Path(str(image)).stat().st_size

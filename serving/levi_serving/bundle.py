@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 from levi_serving.errors import BundleError
 from levi_serving.predictions import Task
@@ -23,10 +23,13 @@ __all__ = [
     "GOLDEN",
     "GRAPH",
     "MANIFEST",
+    "REAL_ROWS",
     "WEIGHTS",
     "Bundle",
     "Graph",
+    "GraphDevice",
     "Manifest",
+    "Precision",
     "Tensor",
     "sha256",
 ]
@@ -37,8 +40,14 @@ MANIFEST = "levi.json"
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx.data"
 GOLDEN = "golden.npz"
+REAL_ROWS = "rows.npz"
 CERTIFICATE = "parity.json"
 CARD = "README.md"
+
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+"""What the backbone computes in (int4: what its weights are stored in); heads and average are fp32 always."""
+
+GraphDevice = Literal["any", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +61,28 @@ class Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """One graph of the model: its file, its precision, and the opset it is written in."""
+    """One graph of the model.
+
+    Attributes:
+        file: its name in the bundle; its weights lie beside it, in a file that graphs may share.
+        precision: of the backbone.
+        device: what it is made for; ``any`` has standard operators alone.
+        opset: of ONNX's own operators.
+        changes: what was cut, fused or quantised after tracing, and how often.
+    """
 
     file: str = GRAPH
-    precision: str = "fp32"
+    precision: Precision = "fp32"
+    device: GraphDevice = "any"
     opset: int = 20
+    changes: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, found, known in (("precision", self.precision, Precision), ("device", self.device, GraphDevice)):
+            if found not in get_args(known):
+                raise ValueError(
+                    f"the graph {self.file} has the {name} {found!r}; known are {', '.join(get_args(known))}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +97,11 @@ class Manifest:
         outputs: the graph's outputs: ``logits`` and ``head_logits``.
         average: what the heads' average is taken of.
         taps: the backbone depths that are read, 0 (embeddings) … L.
-        model: the architecture in words and numbers: backbone, pooling, branch, heads, parameter counts.
-        graphs: the graphs of this one model.
+        model: the architecture in words and numbers: backbone, taps, branches, heads, parameter counts.
+        graphs: the graphs of this one model, in order of preference.
         provenance: backbone name and digest, package versions, data digest, metrics.
         files: SHA-256 of every other file in the folder, by name.
+        abstain_above: the disagreement above which the model abstains; None where it never does.
     """
 
     task: Task
@@ -88,6 +115,7 @@ class Manifest:
     graphs: tuple[Graph, ...]
     provenance: Mapping[str, Any]
     files: Mapping[str, str] = field(default_factory=dict)
+    abstain_above: float | None = None
 
     @property
     def digest(self) -> str:
@@ -145,9 +173,10 @@ class Manifest:
                     "graphs": tuple(Graph(**graph) for graph in document["graphs"]),
                 }
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise BundleError(
-                f"{name} lacks or misnames an entry ({error}): it was written by something else. Export the run again."
+                f"{name} lacks or misnames an entry ({error}): it was written by something else. "
+                "Upgrade levi-deploy, or export the run again."
             ) from error
 
 
@@ -231,17 +260,20 @@ class Bundle:
         (folder / MANIFEST).write_text(sealed.to_json(), encoding="utf-8")
         return cls(folder, sealed)
 
-    def graph(self, precision: str | None = None) -> Graph:
-        """The graph of a precision; the first one when none is asked for.
+    def graph(self, precision: str | None = None, *, device: str = "cpu") -> Graph:
+        """The first graph for a device, of a precision where one is asked for.
 
         Raises:
-            BundleError: the bundle has no graph of that precision.
+            BundleError: the bundle has no such graph.
         """
-        graphs = self.manifest.graphs
-        for graph in graphs:
-            if precision in (None, graph.precision):
+        for graph in self.manifest.graphs:
+            if precision in (None, graph.precision) and graph.device in ("any", device):
                 return graph
-        raise BundleError(f"{self.folder} has no {precision} graph; it has {', '.join(g.precision for g in graphs)}.")
+        there = ", ".join(f"{g.precision} for {g.device} device" for g in self.manifest.graphs)
+        raise BundleError(
+            f"{self.folder} has no {precision or ''} graph for the device {device!r}; it has {there}. "
+            "Ask for one of these, or export the run again with --precision."
+        )
 
     @property
     def size(self) -> int:
@@ -249,6 +281,16 @@ class Bundle:
         return sum(path.stat().st_size for path in self.folder.iterdir() if path.is_file())
 
 
-def read_certificate(folder: Path) -> dict[str, Any]:
-    """The certificate as written at export."""
-    return cast("dict[str, Any]", json.loads((folder / CERTIFICATE).read_text(encoding="utf-8")))
+def read_certificate(folder: Path, file: str) -> dict[str, Any]:
+    """The certificate of one graph, by the graph's file, as written at export.
+
+    Raises:
+        BundleError: the graph has none.
+    """
+    certificates = json.loads((folder / CERTIFICATE).read_text(encoding="utf-8"))
+    if file not in certificates:
+        raise BundleError(
+            f"{folder / CERTIFICATE} has no certificate for {file}; it has {', '.join(certificates)}. "
+            "Copy or export the bundle again."
+        )
+    return cast("dict[str, Any]", certificates[file])

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 from pathlib import Path
 
-__all__ = ["usable_cores"]
+__all__ = ["processor", "usable_cores"]
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -29,3 +30,13 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
         if quota > 0 and period > 0:
             cores = min(cores, max(1, math.floor(quota / period)))
     return max(1, cores)
+
+
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name."""
+    try:
+        lines = [line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        lines = []
+    named = (value.strip() for key, _, value in lines if key.strip() == "model name")
+    return next(named, "") or platform.processor() or platform.machine()

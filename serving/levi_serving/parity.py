@@ -10,24 +10,44 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from levi_serving.bundle import GOLDEN, read_certificate
-from levi_serving.errors import BundleError, ParityError
+from levi_serving.bundle import GOLDEN, REAL_ROWS, Bundle, Graph, read_certificate
+from levi_serving.errors import BundleError, ParityError, ProviderError
 from levi_serving.predictions import Outputs
 from levi_serving.preprocess import Encoded, Preprocessing, Row, rows_from_json, rows_to_json
 from levi_serving.runner import Runner
-from levi_serving.session import Device
+from levi_serving.session import Device, settle
 
-__all__ = ["TOLERANCE", "Case", "Golden", "replay", "verify"]
+__all__ = ["Case", "Golden", "RealRows", "Standard", "replay", "standard", "verify"]
 
-TOLERANCE = 1e-4
-"""For fp32: the largest error of any logit, as a share of the reference logits' standard deviation."""
+_ALIKE = 0.1  # regression: a value this near, in standard deviations of the reference's, is the same prediction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standard:
+    """What a graph must hold.
+
+    Attributes:
+        tolerance: the largest error of any logit, as a share of the reference logits' standard deviation;
+            None where rounding is coarse and only predictions are judged.
+        min_agreement: the least share of real rows with the reference's prediction.
+    """
+
+    tolerance: float | None
+    min_agreement: float
+
+
+def standard(precision: str, *, min_agreement: float = 0.95) -> Standard:
+    """What is asked of a precision: of fp32 every class, of less precise ones a share of them."""
+    if precision == "fp32":
+        return Standard(tolerance=1e-4, min_agreement=1.0)
+    return Standard(tolerance=1e-2 if precision in ("fp16", "bf16") else None, min_agreement=min_agreement)
 
 
 @dataclass(frozen=True)
@@ -118,6 +138,38 @@ class Golden:
             raise BundleError(f"{path} holds no golden rows ({error}). Copy or export the bundle again.") from error
 
 
+@dataclass(frozen=True)
+class RealRows:
+    """More rows than the golden ones, to count the predictions in which a less precise graph agrees.
+
+    Attributes:
+        rows: N rows as a caller hands them over.
+        reference: the torch model's outputs for them.
+    """
+
+    rows: Sequence[Row]
+    reference: Outputs
+
+    def save(self, path: Path, settings: Preprocessing) -> None:
+        """Write them as ``Golden`` is written."""
+        rows = _packed(rows_to_json(self.rows, settings))
+        np.savez_compressed(path, rows=rows, logits=self.reference.logits, head_logits=self.reference.head_logits)
+
+    @classmethod
+    def load(cls, path: Path, settings: Preprocessing) -> Self:
+        """Read them back.
+
+        Raises:
+            BundleError: the file is missing, damaged or holds something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                rows = rows_from_json(file["rows"].tobytes(), settings)
+                return cls(rows, Outputs(file["logits"], file["head_logits"]))
+        except (KeyError, ValueError, OSError) as error:
+            raise BundleError(f"{path} holds no rows ({error}). Copy or export the bundle again.") from error
+
+
 def _packed(text: str) -> NDArray[np.uint8]:
     return np.frombuffer(text.encode(), dtype=np.uint8)
 
@@ -126,28 +178,71 @@ def _below(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[An
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-def verify(bundle: Path | str, *, device: Device = "auto", threads: int | None = None) -> dict[str, Any]:
-    """Replay a bundle's proof on this machine, without torch.
+def verify(
+    bundle: Path | str, *, device: Device = "auto", threads: int | None = None, precision: str | None = None
+) -> dict[str, Any]:
+    """Replay a bundle's proof on this machine, without torch: of every graph that can run here.
+
+    Args:
+        bundle: the folder.
+        device: where graphs run; ``auto`` runs those made for the CPU there, beside a GPU too.
+        threads: of one run; the usable cores when None.
+        precision: only the graphs of this one.
 
     Returns:
-        The certificate as measured here, in the form of ``parity.json``.
+        ``graphs``: by file, the certificate as measured here, in the form of ``parity.json``;
+        ``not_run``: by file, why not.
 
     Raises:
         ParityError: the answers differ; every failure is listed.
-        BundleError: the bundle is damaged.
-        ProviderError: the device is not there.
+        BundleError: the bundle is damaged, or has no graph of that precision.
+        ProviderError: the device is not there, or none of the graphs can run here.
     """
-    runner = Runner(bundle, device=device, threads=threads)
-    tolerance = read_certificate(runner.bundle.folder)["tolerance"]
-    golden = Golden.load(runner.bundle.folder / GOLDEN, runner.preprocessor.settings)
-    return replay(runner, golden, tolerance=tolerance)
+    opened = Bundle.open(bundle)
+    folder, manifest = opened.folder, opened.manifest
+    here = settle(device)
+    graphs = [graph for graph in manifest.graphs if precision in (None, graph.precision)]
+    if not graphs:
+        opened.graph(precision)
+    golden = Golden.load(folder / GOLDEN, manifest.preprocessing)
+    certificates, not_run = {}, {}
+    for graph in graphs:
+        own = "cpu" if graph.device == "cpu" and device == "auto" else here
+        if graph.device not in ("any", own):
+            not_run[graph.file] = f"it is made for {graph.device}, and the device here is {own}"
+            continue
+        runner = Runner(folder, device=own, threads=threads, graph=graph)
+        stated = read_certificate(folder, graph.file)["standard"]
+        certificates[graph.file] = replay(runner, golden, Standard(**stated), real=answer(runner, graph))
+    if not certificates:
+        reasons = "; ".join(f"{file}: {why}" for file, why in not_run.items())
+        raise ProviderError(
+            f"No graph of {folder} can run here: {reasons}. Verify it on a machine that has the device."
+        )
+    return {"graphs": certificates, "not_run": not_run}
 
 
-def replay(runner: Runner, golden: Golden, *, tolerance: float = TOLERANCE) -> dict[str, Any]:
+def answer(runner: Runner, graph: Graph) -> tuple[Outputs, Outputs] | None:
+    """The reference's answers and this runner's, for the bundle's real rows; None for fp32, which needs none."""
+    if graph.precision == "fp32":
+        return None
+    real = RealRows.load(runner.bundle.folder / REAL_ROWS, runner.preprocessor.settings)
+    return real.reference, runner.run(runner.prepare(real.rows))
+
+
+def replay(
+    runner: Runner, golden: Golden, asked: Standard, *, real: tuple[Outputs, Outputs] | None = None
+) -> dict[str, Any]:
     """Compare a runner with the reference: values at many shapes, then whole rows.
 
-    An error is judged by its size against the spread (standard deviation) of the reference logits, and
-    every predicted class must be the reference's.
+    An error is judged by its size against the spread (standard deviation) of the reference logits. Where
+    every prediction must be the reference's, that is asked at every shape; a share is asked of real rows.
+
+    Args:
+        runner: on the graph to judge.
+        golden: rows and shapes with the reference's answers.
+        asked: what it must hold.
+        real: the reference's answers to more real rows, and the runner's.
 
     Returns:
         The certificate, ready for ``parity.json``.
@@ -156,7 +251,7 @@ def replay(runner: Runner, golden: Golden, *, tolerance: float = TOLERANCE) -> d
         ParityError: listing every failed check.
     """
     failures: list[str] = []  # names and shapes were held against the manifest when the runner was made
-    spread = float(max(golden.reference.logits.std(), 1e-6 * np.abs(golden.reference.logits).max(), 1e-12))
+    spread = _spread(golden.reference.logits)
     shapes = []
     for case in golden.cases:
         answers = runner.session.run(case.feeds)
@@ -164,7 +259,7 @@ def replay(runner: Runner, golden: Golden, *, tolerance: float = TOLERANCE) -> d
         shape = case.shape
         shapes.append({**shape, **measured})
         what = f"batch {shape['batch']}" + (f" x length {shape['length']}" if "length" in shape else "")
-        failures += _judged(measured, what, tolerance)
+        failures += _judged(measured, what, asked)
 
     encoded = runner.prepare(golden.rows)
     failures += [
@@ -174,25 +269,36 @@ def replay(runner: Runner, golden: Golden, *, tolerance: float = TOLERANCE) -> d
     ]
     batched = runner.run(encoded)
     end_to_end = _compare(batched, golden.reference, runner, spread)
-    failures += _judged(end_to_end, f"{len(golden.rows)} whole rows", tolerance)
+    failures += _judged(end_to_end, f"{len(golden.rows)} whole rows", asked)
     predictions = runner.table(runner.finish(batched))["prediction"]
-    if runner.task != "regression" and predictions != list(golden.predictions):
-        wrong = [n for n, (a, b) in enumerate(zip(predictions, golden.predictions, strict=True)) if a != b]
+    names = list(golden.predictions)
+    same = _same(batched.logits, golden.reference.logits, runner)
+    wrong = [n for n, (a, b) in enumerate(zip(predictions, names, strict=True)) if a != b and same[n]]
+    if runner.task != "regression" and wrong:
         failures.append(
             f"{len(wrong)} of {len(predictions)} predictions have another name: golden row {wrong[0]} is "
-            f"{predictions[wrong[0]]!r}, expected {golden.predictions[wrong[0]]!r}"
+            f"{predictions[wrong[0]]!r}, expected {names[wrong[0]]!r}"
         )
     alone = [runner.run(runner.prepare([row])) for row in golden.rows]
-    invariance = float(np.abs(np.concatenate([one.logits for one in alone]) - batched.logits).max())
+    invariance = _largest(np.concatenate([one.logits for one in alone]), batched.logits)
+    further = {}
+    if real is not None:
+        further["real_rows"] = agreed = _agreement(*real, runner)
+        if not agreed["agreement"] >= asked.min_agreement:
+            failures.append(
+                f"{agreed['agreement']:.1%} of {agreed['count']} real rows keep their prediction, expected "
+                f"{asked.min_agreement:.1%}"
+            )
 
     if failures:
         raise ParityError(_listed(runner, failures))
     return {
         "precision": runner.graph.precision,
-        "tolerance": tolerance,
+        "standard": asdict(asked),
         "spread": spread,
         "worst_scaled_error": max(m["max_scaled_error"] for m in [*shapes, end_to_end]),
         "rows": {"count": len(golden.rows), **end_to_end},
+        **further,
         "alone_against_batched": {"max_abs_error": invariance, "max_scaled_error": invariance / spread},
         "shapes": shapes,
         "measured_with": {
@@ -205,22 +311,55 @@ def replay(runner: Runner, golden: Golden, *, tolerance: float = TOLERANCE) -> d
     }
 
 
+def _spread(logits: NDArray[np.float32]) -> float:
+    return float(max(logits.std(), 1e-6 * np.abs(logits).max(), 1e-12))
+
+
+def _agreement(reference: Outputs, found: Outputs, runner: Runner) -> dict[str, Any]:
+    """Over real rows, of the average and of each head: the share that agrees, and the root mean square error.
+
+    The error is a share of the spread of the reference's own logits, as is the largest one.
+    """
+
+    def error(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+        return float(np.sqrt(((a.astype(np.float64) - b) ** 2).mean())) / _spread(b)
+
+    heads = range(reference.head_logits.shape[1])
+    pairs = [(found.head_logits[:, k], reference.head_logits[:, k]) for k in heads]
+    return {
+        "count": len(reference.logits),
+        "agreement": float(_same(found.logits, reference.logits, runner).mean()),
+        "rms_scaled_error": error(found.logits, reference.logits),
+        "heads": {
+            "agreement": [float(_same(a, b, runner).mean()) for a, b in pairs],
+            "rms_scaled_error": [error(a, b) for a, b in pairs],
+        },
+    }
+
+
 def _compare(found: Outputs, reference: Outputs, runner: Runner, spread: float) -> dict[str, float]:
-    """Errors over the average and all heads, and how many rows have the reference's classes."""
+    """Errors over the average and all heads, and how many rows have the reference's predictions."""
     error = max(_largest(found.logits, reference.logits), _largest(found.head_logits, reference.head_logits))
     relative = np.abs(found.logits - reference.logits) / np.maximum(np.abs(reference.logits), spread)
-    if runner.task == "classification":
-        same = found.logits.argmax(axis=1) == reference.logits.argmax(axis=1)
-    elif runner.task == "multilabel":
-        same = ((found.logits > 0) == (reference.logits > 0)).all(axis=1)
-    else:
-        same = np.ones(len(found.logits), dtype=bool)
     return {
         "max_abs_error": error,
         "max_scaled_error": error / spread,
         "max_rel_error": float(relative.max(initial=0)),
-        "agreement": float(same.mean()),
+        "agreement": float(_same(found.logits, reference.logits, runner, spread).mean()),
     }
+
+
+def _same(
+    found: NDArray[np.float32], reference: NDArray[np.float32], runner: Runner, spread: float | None = None
+) -> NDArray[np.bool_]:
+    """Whether each of N rows has the reference's prediction, from logits (N, C)."""
+    if runner.task == "classification":
+        same = found.argmax(axis=1) == reference.argmax(axis=1)
+    elif runner.task == "multilabel":
+        same = ((found > 0) == (reference > 0)).all(axis=1)
+    else:
+        same = (np.abs(found - reference) <= _ALIKE * (spread or _spread(reference))).all(axis=1)
+    return np.asarray(same & np.isfinite(found).all(axis=1))
 
 
 def _largest(found: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
@@ -228,14 +367,14 @@ def _largest(found: NDArray[np.float32], reference: NDArray[np.float32]) -> floa
     return float("inf") if np.isnan(difference).any() else float(difference.max(initial=0))
 
 
-def _judged(measured: dict[str, Any], what: str, tolerance: float) -> list[str]:
-    failures = []
-    if not measured["max_scaled_error"] <= tolerance:
-        failures.append(
-            f"{what}: largest error {measured['max_scaled_error']:.2e} of the logits' spread, allowed {tolerance:.0e}"
-        )
-    if measured["agreement"] < 1:
-        failures.append(f"{what}: {1 - measured['agreement']:.1%} of the rows have another predicted class")
+def _judged(measured: dict[str, Any], what: str, asked: Standard) -> list[str]:
+    failures, error = [], measured["max_scaled_error"]
+    if not np.isfinite(error):
+        failures.append(f"{what}: an answer is not finite")
+    elif asked.tolerance is not None and error > asked.tolerance:
+        failures.append(f"{what}: largest error {error:.2e} of the logits' spread, allowed {asked.tolerance:.0e}")
+    if asked.min_agreement == 1 and measured["agreement"] < 1:
+        failures.append(f"{what}: {1 - measured['agreement']:.1%} of the rows have another prediction")
     return failures
 
 
@@ -253,7 +392,7 @@ def _differing(found: Encoded, expected: Encoded) -> dict[str, int]:
 
 def _listed(runner: Runner, failures: list[str]) -> str:
     return (
-        f"{runner.bundle.folder} does not answer as its model does, on {runner.session.provider}:\n"
+        f"{runner.bundle.folder / runner.graph.file} does not answer as its model does, on {runner.session.provider}:\n"
         + "\n".join(f"- {failure}" for failure in failures)
         + "\nDo not use this bundle; export the run again, and report it if that fails too."
     )

@@ -1,31 +1,27 @@
 """From file to file: a million messy rows through the runner's three verbs, in bounded memory.
 
-Windows of rows are read and prepared on a thread of their own while the window before them runs. Each
+Reading and preparing, running, and writing each have a thread: three windows are worked on at a time. Each
 finished window is a part file in ``OUTPUT.partial``, so a killed run can be gone on from; at the end the
 parts are joined and renamed to OUTPUT. It knows no model and no format.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import shutil
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from levi_serving.ahead import Line
 from levi_serving.errors import RowsFailedError, TableError, UsageError
+from levi_serving.partial import Parts
 from levi_serving.tables import BadRow, Chunk, Format, find_format, located, opened, require
 
 __all__ = ["Predictor", "Summary", "predict_file"]
 
-_JOB = "job.json"
 _AHEAD = 2  # windows prepared while one runs
 _ROWS, _IMAGES = 4096, 256  # rows of a window; a decoded image is some hundred kilobytes
 
@@ -241,9 +237,8 @@ def predict_file(
             strict=strict,
         )
 
-    def answers(window: _Window) -> dict[str, list[object]]:
-        predictions = predictor.finish(predictor.run(window.prepared))
-        table = predictor.table(predictions, heads=heads, all_probabilities=all_probabilities)
+    def answers(outputs: Any) -> dict[str, list[object]]:
+        table = predictor.table(predictor.finish(outputs), heads=heads, all_probabilities=all_probabilities)
         return {prefix + name: values for name, values in table.items()}
 
     tell = progress or (lambda *_: None)
@@ -260,14 +255,14 @@ def predict_file(
         "formats": [reads.name, writes.name],
         "window_rows": rows,
     }
-    parts = _Parts(output, writes, errors)
+    parts = Parts(output, writes, errors)
     skipped = parts.begin(job, resume=resume, overwrite=overwrite)
     predicted, failed = parts.predicted, parts.failed
     try:
-        for window in _ahead(reading(skipped)):
+        for window, outputs in _answered(reading(skipped)):
             if skipped and window.last < window.first:
                 continue  # nothing was left to read
-            parts.add(window, answers(window))
+            parts.add(window.chunk, answers(outputs), first=window.first, last=window.last, bad=window.bad)
             predicted, failed = predicted + len(window.chunk.numbers), failed + len(window.bad)
             tell(predicted, failed, window.fraction)
     except BaseException:
@@ -286,7 +281,7 @@ def _identity(source: Path | None) -> list[int]:
 
 def _stream(
     reading: _Reading,
-    answers: Callable[[_Window], dict[str, list[object]]],
+    answers: Callable[[Any], dict[str, list[object]]],
     writes: Format,
     errors: Path | None,
     tell: Callable[[int, int, float], None],
@@ -295,14 +290,14 @@ def _stream(
     predicted = failed = 0
     header: list[str] | None = None
     with errors.open("wb") if errors else nullcontext(sys.stderr.buffer) as bad_file:
-        for window in _ahead(reading):
+        for window, outputs in _answered(reading):
             names = list(window.chunk.columns)
             if writes.name != "jsonl" and header is not None and set(names) - set(header):
                 raise TableError(
                     f"Row {window.first} or one soon after brings the column {sorted(set(names) - set(header))[0]!r}, "
                     "which the header already written lacks. Write jsonl, or to a file."
                 )
-            writes.write(sys.stdout.buffer, window.chunk, answers(window), header=header is None)
+            writes.write(sys.stdout.buffer, window.chunk, answers(outputs), header=header is None)
             sys.stdout.buffer.flush()
             header = header or names
             for row in window.bad:
@@ -312,127 +307,12 @@ def _stream(
     return predicted, failed
 
 
-def _ahead(reading: _Reading) -> Iterator[_Window]:
-    """The reading's windows, made on another thread, at most a few ahead. It ends when the caller does."""
-    windows: queue.Queue[_Window | BaseException | None] = queue.Queue(maxsize=_AHEAD)
-    stop = threading.Event()
-
-    def hand_over(item: _Window | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                windows.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return
-
-    def read() -> None:
-        try:
-            for window in reading.windows():
-                hand_over(window)
-                if stop.is_set():
-                    return
-            hand_over(None)
-        except BaseException as error:  # it is raised again below, in the caller's thread
-            hand_over(error)
-
-    thread = threading.Thread(target=read, name="levi-reading", daemon=True)
-    thread.start()
+def _answered(reading: _Reading) -> Iterator[tuple[_Window, Any]]:
+    """Each window with its outputs; the next one runs while the caller writes this one."""
+    line = Line()
+    windows = line.ahead(reading.windows(), _AHEAD, name="levi-reading")
+    outputs = ((window, reading.predictor.run(window.prepared)) for window in windows)
     try:
-        while (item := windows.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
+        yield from line.ahead(outputs, 1, name="levi-running")
     finally:
-        stop.set()
-        thread.join(timeout=5 if reading.source else 0)
-
-
-class _Parts:
-    """The folder of finished windows beside OUTPUT. A part that has its name is whole."""
-
-    def __init__(self, output: Path, writes: Format, errors: Path | None) -> None:
-        self._output, self._format, self._errors = output, writes, errors
-        self._folder = output.with_name(output.name + ".partial")
-        self.predicted = self.failed = 0
-
-    def begin(self, job: dict[str, Any], *, resume: bool, overwrite: bool) -> int:
-        """Take over what an interrupted run left, or start. Returns the rows already done."""
-        if overwrite:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        left = self._folder / _JOB
-        if left.is_file():
-            before = json.loads(left.read_text(encoding="utf-8"))
-            if not resume:
-                raise UsageError(
-                    f"{self._folder} holds an interrupted run. Add --resume to go on, or --overwrite to start again."
-                )
-            for name, value in json.loads(json.dumps(job)).items():
-                if before.get(name) != value:
-                    raise UsageError(
-                        f"The interrupted run in {self._folder} had another {name}: {before.get(name)}, now {value}. "
-                        "Give the same input, bundle and options, or --overwrite to start again."
-                    )
-            done = 0
-            for part in self._parts():
-                first, last, predicted, failed = map(int, part.stem.split("-"))
-                if first != done + 1:
-                    raise UsageError(f"{self._folder} lacks the rows before {first}. Start again with --overwrite.")
-                done, self.predicted, self.failed = last, self.predicted + predicted, self.failed + failed
-            return done
-        if self._output.exists() and not overwrite:
-            raise UsageError(f"{self._output} exists. Choose another file, or add --overwrite.")
-        if self._output.parent != Path() and not self._output.parent.is_dir():
-            raise UsageError(f"There is no folder {self._output.parent} to write {self._output.name} in.")
-        self._folder.mkdir(exist_ok=True)
-        _whole(left, [json.dumps(job, indent=1).encode()])
-        return 0
-
-    def _parts(self) -> list[Path]:
-        return sorted(self._folder.glob("*.part"))
-
-    def add(self, window: _Window, added: dict[str, list[object]]) -> None:
-        """Keep one window. Its failed rows come first: the part's own name is what says that it is done."""
-        counts = (window.first, window.last, len(window.chunk.numbers), len(window.bad))
-        part = self._folder / ("-".join(f"{count:012d}" for count in counts) + ".part")
-        _whole(part.with_suffix(".bad"), (row.to_json() for row in window.bad))
-        aside = part.with_suffix(".aside")
-        with aside.open("wb") as file:
-            self._format.write(file, window.chunk, added, header=True)
-            _sync(file)
-        aside.replace(part)
-
-    def leave(self) -> None:
-        """Stop early: what was done stays for ``resume``; where nothing was, nothing stays."""
-        if not self._parts():
-            shutil.rmtree(self._folder)
-
-    def end(self, failed: int) -> Path | None:
-        """Join the parts as OUTPUT and remove them. Returns the errors file, if there is one."""
-        parts = self._parts()
-        errors = self._errors or self._output.with_name(self._output.name + ".errors.jsonl")
-        if failed or self._errors:
-            _whole(errors, (part.with_suffix(".bad").read_bytes() for part in parts))
-        else:
-            errors.unlink(missing_ok=True)  # of an earlier run: it would be taken for this one's
-        aside = self._folder / "joined.aside"
-        with aside.open("wb") as file:
-            self._format.join(parts, file)
-            _sync(file)
-        aside.replace(self._output)
-        shutil.rmtree(self._folder)
-        return errors if failed or self._errors else None
-
-
-def _whole(path: Path, blocks: Iterable[bytes]) -> None:
-    """Write a file aside and rename it: it is whole or it is not there."""
-    aside = path.with_name(path.name + ".aside")
-    with aside.open("wb") as file:
-        for block in blocks:
-            file.write(block)
-        _sync(file)
-    aside.replace(path)
-
-
-def _sync(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+        line.close(wait_s=1 if reading.source else 0)

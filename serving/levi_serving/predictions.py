@@ -37,6 +37,8 @@ class Predictions:
         logits: (N, C) float32, the heads' average.
         head_logits: (N, K, C) float32, each adapting head's own.
         disagreement: (N,) float32, see ``disagreement``.
+        abstain: (N,) booleans, whether ``disagreement`` lies above the model's threshold, so that its
+            answer should go to someone else. All False where the model has none, as with one head.
     """
 
     labels: NDArray[Any]
@@ -44,9 +46,22 @@ class Predictions:
     logits: NDArray[np.float32]
     head_logits: NDArray[np.float32]
     disagreement: NDArray[np.float32]
+    abstain: NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.logits)
+
+    def __getitem__(self, n: int) -> Predictions:
+        """The answer for row n alone, N = 1."""
+        one = slice(n, n + 1)
+        return Predictions(
+            self.labels[one],
+            None if self.probabilities is None else self.probabilities[one],
+            self.logits[one],
+            self.head_logits[one],
+            self.disagreement[one],
+            self.abstain[one],
+        )
 
 
 def probabilities(logits: NDArray[np.float32], task: Task) -> NDArray[np.float32]:
@@ -89,13 +104,14 @@ def _entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-def finish(outputs: Outputs, *, task: Task, labels: Sequence[str]) -> Predictions:
+def finish(outputs: Outputs, *, task: Task, labels: Sequence[str], abstain_above: float | None = None) -> Predictions:
     """Turn the graph's answers into predictions.
 
     Args:
         outputs: for N rows.
         task: what the logits mean.
         labels: the C class names; one name, unused, for regression.
+        abstain_above: the disagreement above which the model abstains; it never does when None.
     """
     logits, head_logits = outputs.logits, outputs.head_logits
     p = None if task == "regression" else probabilities(logits, task)
@@ -106,7 +122,10 @@ def finish(outputs: Outputs, *, task: Task, labels: Sequence[str]) -> Prediction
         answer = logits > 0  # probability above one half
     else:
         answer = logits[:, 0]
-    return Predictions(answer, p, logits, head_logits, disagreement(head_logits, task))
+    apart = disagreement(head_logits, task)
+    return Predictions(
+        answer, p, logits, head_logits, apart, apart > (np.inf if abstain_above is None else abstain_above)
+    )
 
 
 def table(
@@ -122,8 +141,8 @@ def table(
     Returns:
         ``prediction`` (a class name; multilabel: the labels that hold, joined by ``|``; regression: a
         number), ``probability`` of the predicted class (classification), one ``probability_LABEL`` a
-        class with ``all_probabilities``, ``disagreement``, and ``head_k`` with each head's own
-        prediction with ``heads``, k = 1 … K by depth.
+        class with ``all_probabilities``, ``disagreement``, ``abstain`` (true or false), and ``head_k`` with
+        each head's own prediction with ``heads``, k = 1 … K by depth.
     """
     columns: dict[str, list[object]] = {"prediction": _written(predictions.labels, task, labels)}
     p = predictions.probabilities
@@ -134,6 +153,7 @@ def table(
             for c, label in enumerate(labels):
                 columns[f"probability_{label}"] = _rounded(p[:, c])
     columns["disagreement"] = _rounded(predictions.disagreement)
+    columns["abstain"] = list(predictions.abstain.tolist())
     if heads:
         for k in range(predictions.head_logits.shape[1]):
             own = predictions.head_logits[:, k]

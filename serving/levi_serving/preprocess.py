@@ -111,13 +111,20 @@ class Encoded:
         tokens = self.tokens.lengths if self.tokens is not None else np.zeros(len(self), dtype=np.int64)
         return np.maximum(tokens + patches, 1)
 
-    def batch(self, rows: NDArray[np.int64] | Sequence[int]) -> dict[str, NDArray[Any]]:
-        """The chosen B rows by the graph's input names, texts padded to the longest, images normalised.
+    def take(self, rows: NDArray[np.int64]) -> Encoded:
+        """The chosen rows alone."""
+        tokens = None if self.tokens is None else self.tokens.take(rows)
+        return Encoded(self.settings, tokens, {name: values[rows] for name, values in self.arrays.items()})
+
+    def batch(self, rows: NDArray[np.int64] | Sequence[int], *, tokens: int = 0) -> dict[str, NDArray[Any]]:
+        """The chosen B rows by the graph's input names, texts padded to the longest or ``tokens``, images normalised.
 
         ``input_ids``, ``attention_mask`` (B, T); ``pixel_values`` (B, 3, height, width); the others (B, …).
         """
         chosen = np.asarray(rows, dtype=np.int64)
-        feeds: dict[str, NDArray[Any]] = dict(self.tokens.batch(chosen)) if self.tokens is not None else {}
+        feeds: dict[str, NDArray[Any]] = (
+            dict(self.tokens.batch(chosen, least=tokens)) if self.tokens is not None else {}
+        )
         feeds |= {name: values[chosen] for name, values in self.arrays.items()}
         if self.settings.image is not None:
             feeds["pixel_values"] = normalise(feeds["pixel_values"], self.settings.image)

@@ -11,20 +11,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from levi_serving.errors import BundleError, LeviError, MissingExtraError, ProviderError, UsageError
+from levi_serving.gpu import Captures, GpuSettings, bucket, provider_options
 from levi_serving.machine import usable_cores
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["OPTIMIZED", "Device", "Session", "providers"]
+__all__ = ["OPTIMIZED", "Device", "Session", "providers", "settle"]
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 OPTIMIZED = "optimized.onnx"
 """The graph as onnxruntime runs it, in the folder of a trace."""
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_ARITHMETIC = {
+    "Attention", "Conv", "ConvInteger", "FusedMatMul", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits",
+    "MultiHeadAttention", "QAttention", "QLinearMatMul",
+}  # fmt: skip
 
 
 def _distribution() -> str:
@@ -63,56 +72,96 @@ def providers() -> list[str]:
     return cast("list[str]", onnxruntime.get_available_providers())
 
 
+def settle(device: Device) -> Literal["cpu", "cuda", "tensorrt"]:
+    """The device that is meant: ``auto`` is ``cuda`` where the installed onnxruntime is the GPU build, else ``cpu``.
+
+    Raises:
+        UsageError: there is no such device.
+        ProviderError: this onnxruntime was not built for it.
+    """
+    if device not in get_args(Device):
+        raise UsageError(f"The device is {device!r}; expected {', '.join(get_args(Device))}.")
+    there = providers()
+    if device == "auto":
+        return "cuda" if _PROVIDERS["cuda"] in there else "cpu"
+    if _PROVIDERS[device] not in there:
+        raise ProviderError(
+            f"The device {device!r} needs {_PROVIDERS[device]}, but {_distribution()} {_version(_distribution())} has "
+            f"only {', '.join(there)}. Install it with: pip uninstall -y onnxruntime && "
+            "pip install 'levi-deploy[gpu]'; or use the device 'cpu'."
+        )
+    return device
+
+
 class Session:
     """A loaded graph. Safe to run from several threads at once.
 
     Args:
         model: the graph's file; its weights lie beside it and are memory-mapped.
         device: ``auto`` is ``cuda`` where the installed onnxruntime is the GPU build, else ``cpu``.
-        threads: of one run; the usable cores when None.
+        threads: of one run on a CPU; the usable cores when None.
+        precision: of the graph, for providers that are told.
+        most: the largest value of each symbolic dimension, for TensorRT's engines and the buckets of CUDA graphs.
+        gpu: what a GPU session may use.
         trace: a folder for the times of every node and the optimised graph; see ``end_trace``.
+
+    Attributes:
+        device: the one in use.
+        provider: the provider that the nodes with arithmetic run on.
+        nodes: by provider, how many nodes of the graph as it runs are its own.
 
     Raises:
         UsageError: there is no such device.
-        ProviderError: the device's provider is not there or did not start. There is no quiet fall-back.
+        ProviderError: the device's provider is not there, did not start, or does not take the graph. There is no
+            quiet fall-back.
         BundleError: the file is no graph that this onnxruntime loads.
     """
 
     def __init__(
-        self, model: Path, *, device: Device = "auto", threads: int | None = None, trace: Path | None = None
+        self,
+        model: Path,
+        *,
+        device: Device = "auto",
+        threads: int | None = None,
+        precision: str = "fp32",
+        most: Mapping[str, int] | None = None,
+        gpu: GpuSettings | None = None,
+        trace: Path | None = None,
     ) -> None:
-        if device not in get_args(Device):
-            raise UsageError(f"The device is {device!r}; expected {', '.join(get_args(Device))}.")
-        there = providers()
+        device = settle(device)
+        wanted = _PROVIDERS[device]
         import onnxruntime
 
-        if device == "auto":
-            device = "cuda" if _PROVIDERS["cuda"] in there else "cpu"
-        wanted = _PROVIDERS[device]
-        if wanted not in there:
-            raise ProviderError(
-                f"The device {device!r} needs {wanted}, but {_distribution()} {_version(_distribution())} has only "
-                f"{', '.join(there)}. Install it with: pip uninstall -y onnxruntime && "
-                "pip install 'levi-deploy[gpu]'; or use the device 'cpu'."
-            )
+        gpu, self._most = gpu or GpuSettings(), dict(most or {})
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cores()
         options.log_severity_level = 3  # errors; warnings of a failed provider become the error below
         options.enable_cpu_mem_arena = False  # the arena keeps its peak for good and saves no time here
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle costs no CPU
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if trace is not None:
+            options.enable_cpu_mem_arena = True  # the trace's notes would break up the memory that buffers reuse
             options.enable_profiling = True
             options.profile_file_prefix = str(trace / "trace")
             options.optimized_model_filepath = str(trace / OPTIMIZED)
             options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
-        if device == "cuda":
+        providers: list[Any] = [wanted]
+        if device != "cpu":
             onnxruntime.preload_dlls()
+            providers = provider_options(
+                device,
+                gpu,
+                model=model,
+                precision=precision,
+                inputs=_shapes(model, onnxruntime) if device == "tensorrt" else {},
+                most=self._most,
+                version=onnxruntime.__version__,
+            )
         try:
             session = onnxruntime.InferenceSession(
                 str(model),
                 options,
-                # The CPU provider stands behind another for the few shape nodes onnxruntime puts there.
-                providers=list(dict.fromkeys([wanted, _PROVIDERS["cpu"]])),
+                providers=providers,
                 # Exact, but its CPU kernel is slower than the Add and LayerNormalization it replaces.
                 disabled_optimizers=["SkipLayerNormFusion"] if device == "cpu" else [],
             )
@@ -129,12 +178,23 @@ class Session:
                 "start. Check the driver with nvidia-smi and the CUDA libraries with 'levi doctor', or use the "
                 "device 'cpu'."
             )
+        self.nodes = _attested(session, device, wanted, model)
         self.device: Device = device
         self.threads: int = options.intra_op_num_threads
         self.version = onnxruntime.__version__
         self.inputs: dict[str, tuple[Any, ...]] = {i.name: tuple(i.shape) for i in session.get_inputs()}
         self.outputs: dict[str, tuple[Any, ...]] = {o.name: tuple(o.shape) for o in session.get_outputs()}
         self._session = session
+        self._captures = None
+        if device == "cuda" and gpu.capture_tokens:
+            self._captures = Captures(onnxruntime, session, gpu, self.outputs)
+
+    def padded(self, rows: int, tokens: int) -> tuple[int, int]:
+        """The rows and tokens that a batch is best padded to: its own, or a bucket's where CUDA graphs are replayed."""
+        if self._captures is None:
+            return rows, tokens
+        most = {"batch": rows, "sequence": tokens} | self._most
+        return bucket(rows, most=most["batch"]), bucket(tokens, most=most["sequence"])
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Run one batch; inputs that the graph does not declare are left out.
@@ -143,8 +203,11 @@ class Session:
             LeviError: onnxruntime failed; its message is passed on.
         """
         names = list(self.outputs)
+        declared = {name: feeds[name] for name in self.inputs}
         try:
-            answers = self._session.run(names, {name: feeds[name] for name in self.inputs})
+            if self._captures is not None:
+                return self._captures.run(declared)
+            answers = self._session.run(names, declared)
         except Exception as error:  # as above
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise LeviError(f"onnxruntime failed on a batch of {shapes}: {error}") from error
@@ -153,3 +216,32 @@ class Session:
     def end_trace(self) -> Path:
         """Stop tracing and return the file with the times of every run's nodes, in Chrome's trace format."""
         return Path(self._session.end_profiling())
+
+
+def _shapes(model: Path, runtime: Any) -> dict[str, tuple[Any, ...]]:
+    """A graph's input shapes, before its engine is made for them."""
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = runtime.InferenceSession(str(model), options, providers=[_PROVIDERS["cpu"]])
+    return {i.name: tuple(i.shape) for i in session.get_inputs()}
+
+
+def _attested(session: Any, device: str, wanted: str, model: Path) -> dict[str, int]:
+    """How many nodes run on each provider.
+
+    Raises:
+        ProviderError: matrix products of a GPU session run on the CPU.
+    """
+    nodes: dict[str, int] = {}
+    strayed: set[str] = set()
+    for part in session.get_provider_graph_assignment_info():
+        found = part.get_nodes()
+        nodes[part.ep_name] = nodes.get(part.ep_name, 0) + len(found)
+        if part.ep_name == _PROVIDERS["cpu"] and device != "cpu":
+            strayed |= {node.op_type for node in found} & _ARITHMETIC
+    if strayed:
+        raise ProviderError(
+            f"The device {device!r} was asked for, but {wanted} leaves {', '.join(sorted(strayed))} of {model.name} to "
+            "the CPU. Ask for a precision that is made for it (fp32, fp16 or bf16), or use the device 'cpu'."
+        )
+    return nodes

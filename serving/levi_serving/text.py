@@ -82,25 +82,33 @@ class Tokens:
         """The token ids of row n, (T_n,)."""
         return self.ids[self.offsets[n] : self.offsets[n + 1]]
 
-    def real(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which places of a padded batch hold real tokens, (B, T)."""
+    def take(self, rows: NDArray[np.int64]) -> Tokens:
+        """The chosen rows alone."""
+        places = [np.arange(self.offsets[n], self.offsets[n + 1]) for n in rows]
+        chosen = np.concatenate([*places, np.empty(0, dtype=np.int64)])
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[rows])]).astype(np.int64)
+        return Tokens(self.ids[chosen], offsets, self.settings, None if self.types is None else self.types[chosen])
+
+    def real(self, rows: NDArray[np.int64], *, least: int = 0) -> NDArray[np.bool_]:
+        """Which places of a batch padded to its longest row, or ``least``, hold real tokens, (B, T)."""
         lengths = self.lengths[rows]
-        longest = int(lengths.max(initial=0))
+        longest = int(lengths.max(initial=least))
         positions = np.arange(longest)
         if self.settings.padding_side == "right":
             return positions < lengths[:, None]
         return positions >= longest - lengths[:, None]
 
-    def batch(self, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
-        """Pad the chosen rows to their longest.
+    def batch(self, rows: NDArray[np.int64], *, least: int = 0) -> dict[str, NDArray[np.int64]]:
+        """Pad the chosen rows to their longest, or further.
 
         Args:
             rows: B row numbers.
+            least: the fewest places T.
 
         Returns:
             ``input_ids``, ``attention_mask`` and, for pairs, ``token_type_ids``: each (B, T) int64.
         """
-        real = self.real(rows)
+        real = self.real(rows, least=least)
         feeds = {"input_ids": np.full(real.shape, self.settings.pad_id, dtype=np.int64)}
         feeds["attention_mask"] = real.astype(np.int64)
         if self.types is not None:

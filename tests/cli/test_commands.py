@@ -60,12 +60,14 @@ def test_the_whole_path(levi, table, backbone, cache, tmp_path):
 
     code, out, _ = levi("export", run, "-o", bundle)
     assert code == 0
-    assert "every predicted class equal" in out
+    assert "model.onnx: fp32 for any device" in out
+    assert "every prediction of 64 rows equal" in out
     code, out, _ = levi("verify", bundle)
     assert (code, out.startswith("Every file is the one exported.")) == (0, True)
     code, out, _ = levi("inspect", bundle)
     assert code == 0
-    assert "tap 3    attention pooling, read by head 2" in out
+    assert "tap 3: (B, T, 32) → attention pooling with 4 queries → (B, 160)" in out
+    assert "head 2: [tap 3 ; mlp stage 3] → 128 hidden units → (B, 2)" in out
     code, out, _ = levi("inspect", run, "--json")
     assert (code, json.loads(out)["kind"], json.loads(out)["taps"]) == (0, "run", [1, 3])
 
@@ -76,7 +78,7 @@ def test_the_whole_path(levi, table, backbone, cache, tmp_path):
         row = next(csv.DictReader(file))
     assert list(row) == [
         "text", "label", "score", "topics", "split", "price", "shop", "user", "item", "prediction", "probability",
-        "probability_negative", "probability_positive", "disagreement", "head_1", "head_2",
+        "probability_negative", "probability_positive", "disagreement", "abstain", "head_1", "head_2",
     ]  # fmt: skip
     assert float(row["probability_negative"]) + float(row["probability_positive"]) == pytest.approx(1, abs=1e-5)
 

@@ -60,6 +60,8 @@ def test_a_run_and_its_bundle_measure_alike(run, bundle, table):
 def test_what_is_refused(bundle, table, tmp_path):
     with pytest.raises(UsageError, match="No row of .* has split = 'ood'; found id_val, ood_test, train"):
         evaluate(bundle, table, splits=["ood"])
+    with pytest.raises(UsageError, match="image is 'photo', but this model reads 'text'"):
+        evaluate(bundle, table, image="photo")
     (tmp_path / "t.csv").write_text("text,label\ngood,neutral\n")
     with pytest.raises(TableError, match="holds 'neutral', which no training row has; known are negative, positive"):
         evaluate(bundle, tmp_path / "t.csv")

@@ -7,17 +7,19 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from transformers import BertModel
 
 from levi_deploy.training import Run, branch_alone, linear_probe, train
 from levi_export import export
 from levi_serving import Bundle, Runner, verify
-from levi_serving.bundle import Manifest
+from levi_serving.bundle import Manifest, read_certificate
 from levi_serving.errors import ParityError, UsageError
 from levi_serving.preprocess import Encoded
 
@@ -49,6 +51,7 @@ def agrees_with_torch(run: Run, bundle: Bundle, shapes=((1, 1), (1, 16), (3, 37)
         feeds["token_type_ids"] = ids % 2
         further = Encoded.blank(run.preprocessing, rows=rows).arrays
         feeds |= {name: rng.integers(0, 3, array.shape).astype(array.dtype) for name, array in further.items()}
+        feeds = {tensor.name: feeds[tensor.name] for tensor in bundle.manifest.inputs}
         expected, found = reference.answer(feeds), runner.session.run(feeds)
         spread = spread or max(expected.head_logits.std(), 1e-3)
         np.testing.assert_allclose(found["logits"], expected.logits, atol=1e-4 * spread, rtol=1e-4)
@@ -63,10 +66,18 @@ VARIANTS = {
     "mean pooling, embeddings tapped": {"model": {"pooling": "mean", "taps": (0, 4)}},
     "first token, probabilities": {"model": {"pooling": "first", "average": "probabilities", "branches": ()}},
     "last token, linear heads": {"model": {"pooling": "last", "head_hidden": 0}},
-    "multilabel": {"data": {"target": "topics", "task": "multilabel"}, "model": {"average": "probabilities"}},
+    "multilabel": {
+        "data": {"target": "topics", "task": "multilabel"},
+        "model": {"average": "probabilities"},
+        "training": {"class_weights": "balanced"},
+    },
+    "all taps, weighted heads": {
+        "model": {"taps": "all", "pooling": "mean", "head_hidden": 0},
+        "training": {"head_weights": (0.5, 1, 1, 2, 2)},
+    },
     "regression": {"data": {"target": "score"}},
     "convolutions": {"model": {"branches": ("cnn",)}},
-    "recurrent": {"model": {"branches": ("gru",), "pooling": "mean"}},
+    "recurrent, a number of taps": {"model": {"branches": ("gru",), "pooling": "mean", "taps": 2}},
     "self-attention": {"model": {"branches": ("transformer",), "pooling": "mean"}},
     "text and columns": {"data": {"numeric": ("price",), "categorical": ("shop", "item")}},
     "a graph": {"model": {"branches": ("graph",), "pooling": "mean"}, "data": {"nodes": ("user", "item")}},
@@ -81,7 +92,7 @@ def test_variants(name, table, config, cache, tmp_path):
     bundle = export(run.folder, tmp_path / "bundle")
     agrees_with_torch(run, bundle, shapes=((1, 1), (3, 37)))
     np.testing.assert_allclose(answers(run, bundle, table), 0, atol=1e-4)
-    certificate = verify(bundle.folder)
+    certificate = verify(bundle.folder)["graphs"]["model.onnx"]
     assert certificate["worst_scaled_error"] < 1e-4
     assert certificate["alone_against_batched"]["max_scaled_error"] < 1e-4
 
@@ -98,7 +109,7 @@ def test_baselines_are_exported_too(baseline, table, config, cache, tmp_path):
 
 
 def test_the_certificate_covers_what_it_says(bundle):
-    certificate = json.loads((bundle / "parity.json").read_text())
+    certificate = read_certificate(bundle, "model.onnx")
     shapes = {(s["batch"], s["length"], s["padded"]) for s in certificate["shapes"]}
     for batch in (1, 2, 7, 32):
         for length in (2, 6, 24, 48):
@@ -181,10 +192,22 @@ def shorter(folder):
     ],
 )
 def test_verify_catches_what_digests_cannot(bundle_copy, tamper, says):
-    assert verify(bundle_copy)["worst_scaled_error"] < 1e-5
+    assert verify(bundle_copy)["graphs"]["model.onnx"]["worst_scaled_error"] < 1e-5
     tamper(bundle_copy)
     with pytest.raises(ParityError, match=says):
         verify(bundle_copy)
+
+
+def test_a_backbone_in_half_precision_is_served_in_float32(table, config, cache, backbone, tmp_path, monkeypatch):
+    """Trained on its own bfloat16, as a large one is; the graph runs on CPUs, which have no bfloat16 operators."""
+    monkeypatch.setattr("levi_deploy.model.backbone._LARGE", 0)
+    half = Path(shutil.copytree(backbone, tmp_path / "half"))
+    BertModel.from_pretrained(backbone).to(torch.bfloat16).save_pretrained(half)
+    asked = replace(config, model=replace(config.model, backbone=str(half)))
+    bundle = export(train(table, tmp_path / "run", asked, cache=cache).folder, tmp_path / "bundle")
+    weights = onnx.load(bundle.folder / "model.onnx", load_external_data=False).graph.initializer
+    assert onnx.TensorProto.BFLOAT16 not in {weight.data_type for weight in weights}
+    assert verify(bundle.folder)["worst_scaled_error"] < 1e-4
 
 
 def test_a_backbone_may_have_moved(run, backbone, tmp_path, monkeypatch):

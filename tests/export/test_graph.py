@@ -12,13 +12,20 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from families import write
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from levi_export.convert import outputs
-from levi_export.graph import check
+from levi_deploy.config import ModelConfig
+from levi_deploy.model import Backbone, Levi
+from levi_deploy.training.checkpoint import build
+from levi_export.convert import convert, inputs, outputs
+from levi_export.export import _bytes
+from levi_export.graph import check, clean
 from levi_serving.bundle import Tensor
 from levi_serving.errors import ParityError
+from levi_serving.images import ImageSettings
+from levi_serving.preprocess import Preprocessing
 
 INPUTS = tuple(
     Tensor(name=name, dtype="int64", shape=("batch", "sequence")) for name in ("input_ids", "attention_mask")
@@ -189,3 +196,33 @@ def test_the_check_fails_on_a_broken_graph(bundle, damage, says):
 def test_the_check_fails_on_weights_that_no_model_has(bundle):
     with pytest.raises(ParityError, match="but the model needs only 10\n"):
         check(loaded(bundle), inputs=INPUTS, outputs=outputs(heads=2, classes=2), weights=10)
+
+
+def test_layers_share_one_mask():
+    """Equal Boolean constants become one; others, and equal weights (which ``check`` refuses), stay."""
+
+    def constant(name, array):
+        return ir.Value(name=name, const_value=ir.tensor(array, name=name))
+
+    masks = [constant(f"mask_{n}", np.tril(np.ones((40, 40), bool), k)) for n, k in enumerate((0, 0, 1))]
+    weights = [constant(f"weight_{n}", np.ones((40, 40), np.float32)) for n in range(2)]
+    nodes = [ir.Node("", "Where", [mask, *weights]) for mask in masks]
+    graph = ir.Graph([], [node.outputs[0] for node in nodes], nodes=nodes, initializers=[*masks, *weights])
+    clean(ir.Model(graph, ir_version=10))
+    assert len(graph.initializers) == 4
+    used = [node.inputs[0] for node in nodes]
+    assert (used[0] is used[1], used[0] is used[2]) == (True, False)
+
+
+def test_positions_interpolated_to_another_size_have_room(tmp_path):
+    """A ViT made for 32 pixels that reads 192: its positions are folded into a table for 24 x 24 patches."""
+    backbone = Backbone.load(str(write("vit", tmp_path)), lambda depth: (depth,))
+    rows, own = (Preprocessing(image=ImageSettings(resize=(size, size))) for size in (192, 32))
+    config = ModelConfig(pooling="mean", branches=())
+    levi = Levi(backbone, build(config, backbone.identity, rows, backbone.taps, task="classification", outputs=2))
+    model = convert(levi.eval(), rows)
+    clean(model)
+    contract = {"inputs": inputs(levi, rows), "outputs": outputs(heads=1, classes=2)}
+    assert check(model, **contract, weights=_bytes(levi, rows)).weights > _bytes(levi, own)
+    with pytest.raises(ParityError, match="its constants take"):
+        check(model, **contract, weights=_bytes(levi, own))

@@ -147,6 +147,22 @@ def test_one_weight_makes_another_digest(folders, tmp_path):
         Backbone.load(str(folder), lambda _: (1,), digest=digest)
 
 
+def test_a_large_checkpoint_is_loaded_in_its_own_dtype(folders, tmp_path, monkeypatch):
+    """Large is set to nothing here: half the memory, the same digest rule, and float32 taps."""
+    folder = str(tmp_path / "half")
+    transformers.BertModel.from_pretrained(folders("bert")).to(torch.bfloat16).save_pretrained(folder)
+    widened = Backbone.load(folder, lambda depth: (0, depth))
+    assert {p.dtype for p in widened.parameters()} == {torch.float32}
+    monkeypatch.setattr("levi_deploy.model.backbone._LARGE", 0)
+    own = Backbone.load(folder, lambda depth: (0, depth))
+    assert {p.dtype for p in own.parameters()} == {torch.bfloat16}
+    given = inputs("bert")
+    with torch.no_grad():
+        for a, b in zip(own(given), widened(given), strict=True):
+            assert a.dtype == torch.float32
+            torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)
+
+
 REFUSED = {
     "AlbertModel": ({"vocab_size": 60, "embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 3,
                      "num_attention_heads": 4, "intermediate_size": 64}, r"\(albert\) cannot be tapped"),

@@ -15,12 +15,15 @@ ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "onnx", "onnxscript", "optimum", "safetensors", "typer", "levi_deploy", "levi_export"}
 OFFERED = {
     "levi_serving": ["Bundle", "LeviError", "Predictions", "Runner", "predict_file", "verify"],
-    "levi_serving.bench": ["Measurement", "Report", "Target", "Workload", "fixed", "offline", "real", "single"],
+    "levi_serving.bench": [
+        "DURATIONS", "Measurement", "Meter", "Plan", "Profile", "Report", "Target", "Workload", "find_peak", "fixed",
+        "in_words", "offline", "real", "server", "single", "workloads",
+    ],
     "levi_deploy.model": ["Backbone", "Ensemble", "Levi", "Reference"],
     "levi_deploy.training": ["Run", "branch_alone", "linear_probe", "train"],
     "levi_deploy.evaluation": ["evaluate", "metrics"],
     "levi_export": ["export"],
-}
+}  # fmt: skip
 
 
 def modules():

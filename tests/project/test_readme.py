@@ -60,6 +60,38 @@ def test_serving_commands_run(line, folder):
     assert done.returncode == 0, done.stderr
 
 
+def test_the_branch_from_outside_trains_and_exports(tmp_path, table, backbone, cache, monkeypatch):
+    """The README's class in a package, by its import string and as the entry point that the README declares."""
+    from typer.testing import CliRunner
+
+    from levi_deploy.config import ModelConfig
+    from levi_deploy.model.branches import Facts, make
+    from levi_serving import Bundle, verify
+
+    (tmp_path / "mypackage").mkdir()
+    code = next(block for block in blocks("README.md", "python") if "# mypackage/branches.py" in block)
+    (tmp_path / "mypackage/branches.py").write_text(code)
+    (declared,) = re.findall(r'^(\w+) = "(mypackage[^"]+)"$', "".join(blocks("README.md", "toml")), re.MULTILINE)
+    (tmp_path / "mypackage-1.dist-info").mkdir()
+    (tmp_path / "mypackage-1.dist-info/METADATA").write_text("Name: mypackage\nVersion: 1\n")
+    (tmp_path / "mypackage-1.dist-info/entry_points.txt").write_text(
+        "[levi_deploy.branches]\n" + " = ".join(declared) + "\n"
+    )
+    (tmp_path / "reviews.csv").symlink_to(table)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    train = next(line for line in commands("README.md") if declared[1] in line)
+    more = ["--backbone", backbone, "--taps", "2", "--epochs", "1", "--max-length", "48", "--cache", cache]
+    for line in ([*train.split()[1:], *map(str, more)], ["export", "run", "-o", "bundle"]):
+        done = CliRunner().invoke(app, line, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    (branch,) = Bundle.open("bundle").manifest.model["branches"]
+    assert (branch["name"], branch["stages"], branch["reads"]) == (declared[1], 2, ["input_ids", "attention_mask"])
+    assert verify("bundle")["worst_scaled_error"] < 1e-4
+    named = make(declared[0], Facts(vocabulary=9), ModelConfig(branches=(declared[0],)))
+    assert type(named).__name__ == declared[1].rpartition(":")[2]
+
+
 def test_the_tree_is_the_tree():
     """Every source file is named in the README's tree, and every file named there exists."""
     tree = next(block for block in (ROOT / "README.md").read_text(encoding="utf-8").split("```") if "levi.py" in block)

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from fakes import Echo
+from fakes import Clock, Echo
 
 from levi_serving.bench import Report, Workload, fixed, offline, real, single
 from levi_serving.bench.stats import early_stopping, minimum_queries, percentile, ratio, stable, summary
@@ -76,16 +76,6 @@ def test_the_ratios_interval_covers_the_median():
     assert held >= 264
 
 
-class Clock:
-    """Time that passes when a target says so."""
-
-    def __init__(self):
-        self.now = 0
-
-    def __call__(self):
-        return self.now
-
-
 class Timed(Echo):
     """Takes as long as it is told, on a clock of its own, and says in which order it was asked."""
 
@@ -115,7 +105,7 @@ def test_single_interleaves_and_splits():
     measured = single([ours, theirs], workload, duration_s=1.0, clock=clock)
     assert measured.reasons == []
     assert trace[-4:] in (["ours", "theirs", "theirs", "ours"], ["theirs", "ours", "ours", "theirs"])
-    report = Report([measured], [ours, theirs], quick=False).to_dict()
+    report = Report([measured]).to_dict()
     (entry,) = report["workloads"]
     ours, theirs = entry["results"]["ours"], entry["results"]["theirs"]
     assert report["verdict"] == "VALID"
@@ -138,18 +128,18 @@ def test_a_machine_that_slows_down_is_invalid():
             return super().run(prepared)
 
     target = Slowing("slowing", clock, [], (0, 10, 0))
-    report = Report([single([target], Workload([["a"]], 1), duration_s=20, clock=clock)], [target], quick=False)
+    report = Report([single([target], Workload([["a"]], 1), duration_s=20, clock=clock)])
     assert report.verdict == "INVALID"
     assert "differ by more than 10 %" in report.reasons[0]
     assert "INVALID" in str(report)
-    assert Report([], [target], quick=True).verdict == "QUICK"
+    assert Report([], profile="quick").verdict == "QUICK"
 
 
 def test_offline_hands_over_everything():
     clock, trace = Clock(), []
     target = Timed("ours", clock, trace, (0, 100, 0))
     measured = offline([target], Workload([["a"], ["b"], ["c"]], 1), duration_s=0.5, clock=clock)
-    entry = Report([measured], [target], quick=False).to_dict()["workloads"][0]
+    entry = Report([measured]).to_dict()["workloads"][0]
     assert (entry["rows"], entry["results"]["ours"]["queries"]) == (3, 5)
     assert entry["results"]["ours"]["rows_per_s"] == pytest.approx(30)
 
@@ -175,7 +165,7 @@ def test_a_report_for_people_names_machine_and_definitions(runner, texts):
         fixed(runner.preprocessor, [{"text": text} for text in texts], batch_sizes=[1], lengths=[8])[0],
         duration_s=0.2,
     )
-    page = str(Report([measured], [runner], quick=True))
+    page = str(Report([measured], profile="quick"))
     assert "usable cores" in page
     assert "provider CPUExecutionProvider" in page
     assert "sorted[floor(n*p)]" in page

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from levi_serving import Bundle, Runner, verify
-from levi_serving.bundle import Manifest
-from levi_serving.errors import BundleError, ParityError
+from levi_serving.bundle import Graph, Manifest, read_certificate
+from levi_serving.errors import BundleError, ParityError, ProviderError
 from levi_serving.parity import Golden
 
 
@@ -138,7 +139,7 @@ def test_the_proof_catches_renamed_outputs(bundle_copy):
 
 
 def test_an_untouched_bundle_verifies(bundle):
-    certificate = verify(bundle)
+    certificate = verify(bundle)["graphs"]["model.onnx"]
     assert certificate["worst_scaled_error"] < 1e-5
     assert certificate["rows"]["agreement"] == 1
     assert {(shape["batch"], shape["length"]) for shape in certificate["shapes"]} == {
@@ -152,3 +153,64 @@ def test_golden_rows_hold_nothing_pickled(bundle, runner):
         assert len(dict(file)) > 10
     golden = Golden.load(bundle / "golden.npz", runner.preprocessor.settings)
     assert len(golden.rows) == len(golden.predictions) == len(golden.encoded) > 20
+
+
+def with_graphs(folder, *graphs):
+    """List further graphs, each with the first one's file as its content and that one's certificate."""
+    manifest = Manifest.from_json((folder / "levi.json").read_text(), name="levi.json")
+    path = folder / "parity.json"
+    certificates = json.loads(path.read_text())
+    for graph in graphs:
+        (folder / graph.file).write_bytes((folder / "model.onnx").read_bytes())
+        certificates[graph.file] = {**certificates["model.onnx"], "precision": graph.precision}
+    path.write_text(json.dumps(certificates))
+    return Bundle.write(folder, replace(manifest, graphs=(*graphs, *manifest.graphs)))
+
+
+def test_the_first_graph_for_the_device_is_taken(bundle_copy):
+    made = with_graphs(
+        bundle_copy, Graph(file="a.onnx", precision="fp16", device="cuda"), Graph(file="b.onnx", device="cpu")
+    )
+    assert Bundle.open(bundle_copy).manifest == made.manifest
+    assert made.graph().file == "b.onnx"
+    assert made.graph("fp32").file == "b.onnx"
+    assert made.graph(device="cuda").file == "a.onnx"
+    assert made.graph("fp32", device="cuda").file == "model.onnx"
+    assert Runner(bundle_copy).graph.file == "b.onnx"
+    with pytest.raises(BundleError, match="no fp16 graph for the device 'cpu'; it has fp16 for cuda device, fp32"):
+        made.graph("fp16", device="cpu")
+
+
+def test_every_graph_that_can_run_here_is_verified(bundle_copy):
+    made = with_graphs(
+        bundle_copy, Graph(file="a.onnx", precision="fp16", device="cuda"), Graph(file="b.onnx", device="cpu")
+    )
+    found = verify(bundle_copy)
+    assert list(found["graphs"]) == ["b.onnx", "model.onnx"]
+    assert found["not_run"] == {"a.onnx": "it is made for cuda, and the device here is cpu"}
+    with pytest.raises(ProviderError, match="can run here: a.onnx: it is made for cuda"):
+        verify(bundle_copy, precision="fp16")
+    with pytest.raises(BundleError, match="has no int4 graph"):
+        verify(bundle_copy, precision="int4")
+    assert read_certificate(bundle_copy, "b.onnx")["standard"] == {"tolerance": 1e-4, "min_agreement": 1.0}
+    with pytest.raises(BundleError, match="no certificate for c.onnx; it has model.onnx, a.onnx, b.onnx"):
+        read_certificate(made.folder, "c.onnx")
+
+
+def test_the_broken_one_of_two_graphs_is_named(bundle_copy):
+    import onnx
+
+    with_graphs(bundle_copy, Graph(file="b.onnx", device="cpu"))
+    model = onnx.load(bundle_copy / "b.onnx", load_external_data=False)
+    next(node for node in model.graph.node if node.name == "ensemble.heads.0.net.1/Relu").op_type = "Abs"
+    onnx.save(model, bundle_copy / "b.onnx")
+    reseal(bundle_copy)
+    with pytest.raises(ParityError, match=r"b\.onnx does not answer as its model does"):
+        verify(bundle_copy)
+
+
+@pytest.mark.parametrize("change", [{"precision": "int5"}, {"device": "tpu"}, {"shape": "static"}])
+def test_a_graph_of_a_kind_unknown_here_is_refused(bundle_copy, change):
+    edit(bundle_copy, lambda document: document["graphs"][0].update(change), reseal=True)
+    with pytest.raises(BundleError, match=f"lacks or misnames an entry .*{next(iter(change))}"):
+        Bundle.open(bundle_copy)

@@ -58,7 +58,7 @@ def test_classification_table():
     assert found.labels.tolist() == ["yes", "no"]
     columns = table(found, task="classification", labels=["no", "yes"], heads=True, all_probabilities=True)
     assert list(columns) == [
-        "prediction", "probability", "probability_no", "probability_yes", "disagreement", "head_1", "head_2",
+        "prediction", "probability", "probability_no", "probability_yes", "disagreement", "abstain", "head_1", "head_2",
     ]  # fmt: skip
     assert columns["head_2"] == ["no", "yes"]
     assert columns["probability"][0] == pytest.approx(1 / (1 + math.exp(-2)), rel=1e-5)

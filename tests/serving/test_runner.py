@@ -84,7 +84,7 @@ def test_threads_do_not_disturb_each_other(bundle, texts):
 def test_what_cannot_be_had(bundle, tmp_path):
     with pytest.raises(ProviderError, match="needs CUDAExecutionProvider"):
         Runner(bundle, device="cuda")
-    with pytest.raises(BundleError, match="has no int8 graph; it has fp32"):
+    with pytest.raises(BundleError, match="has no int8 graph for the device 'cpu'; it has fp32 for any device"):
         Runner(bundle, precision="int8")
     with pytest.raises(BundleError, match="no such folder"):
         Runner(tmp_path / "nowhere")

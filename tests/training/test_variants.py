@@ -41,6 +41,8 @@ def test_adapters_train_with_the_rest_and_are_merged(table, config, cache, tmp_p
     own = load_file(run.folder / "weights.safetensors")
     trained = sum(w.size for w in own.values()) - 3 + sum(a.size for a in adapters.values())
     assert run.record["parameters"]["trained"] == trained
+    assert run.record["model"]["backbone"]["trained"] == sum(a.size for a in adapters.values())
+    assert run.record["parameters"]["frozen"] == run.record["model"]["backbone"]["frozen"] > 0
     bundle = export(run.folder, tmp_path / "bundle")
     graph = onnx.load(bundle.folder / "model.onnx", load_external_data=False).graph
     assert not [n.name for n in [*graph.node, *graph.initializer] if "lora" in n.name]
@@ -78,6 +80,7 @@ def test_levi_on_a_fine_tuned_backbone(run, table, config, cache, tmp_path):
     assert tuned.backbone.digest != run.backbone.digest
     assert tuned.backbone.name == "backbone0, fine-tuned"
     assert tuned.record["parameters"]["trained"] > run.record["parameters"]["trained"] + run.backbone.parameters - 1
+    assert tuned.record["parameters"]["frozen"] == 0
     bundle = export(tuned.folder, tmp_path / "bundle")
     answers_match(tuned, bundle, table)
 

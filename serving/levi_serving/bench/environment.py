@@ -13,7 +13,8 @@ from levi_serving.machine import usable_cores
 __all__ = ["environment", "peak_memory"]
 
 _PACKAGES = (
-    "levi-deploy", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "pyarrow",
+    "levi-deploy", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "torch",
+    "transformers", "pyarrow",
 )  # fmt: skip
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM", "CUDA_VISIBLE_DEVICES")
 

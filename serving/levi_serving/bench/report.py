@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from levi_serving.bench.environment import environment, peak_memory
-from levi_serving.bench.scenarios import Measurement, Series, Target
-from levi_serving.bench.stats import PERCENTILE, early_stopping, ratio, summary
+from levi_serving.bench.scenarios import Measurement, Series
+from levi_serving.bench.stats import PERCENTILE, early_stopping, ratio, summary, windows
 
-__all__ = ["Report"]
+__all__ = ["DURATIONS", "Profile", "Report"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+Profile = Literal["quick", "default", "mlperf", "custom"]
+DURATIONS: dict[Profile, float] = {"quick": 3.0, "default": 60.0, "mlperf": 600.0}
+"""Seconds for each workload and target. MLPerf's rules ask for 600."""
+
+_LEAST_S = 10.0  # loadgen's default of min_duration
 
 
 class Report:
@@ -19,112 +25,189 @@ class Report:
 
     Args:
         measurements: one a workload.
-        targets: what was measured; the first is ours, the others are what it is compared with.
-        quick: too short to count; the verdict says so.
+        profile: how long was measured; ``quick`` does not count, and the verdict says so.
+        duration_s: of a ``custom`` profile.
+        cold_start_s: seconds from a target's construction to its first prediction, by name.
+        skipped: of the input, rows that cannot be used: how many, of how many, and why the first.
     """
 
-    def __init__(self, measurements: Sequence[Measurement], targets: Sequence[Target], *, quick: bool) -> None:
+    def __init__(
+        self,
+        measurements: Sequence[Measurement],
+        *,
+        profile: Profile = "default",
+        duration_s: float | None = None,
+        cold_start_s: Mapping[str, float] | None = None,
+        skipped: Mapping[str, object] | None = None,
+    ) -> None:
         self._measurements = measurements
-        self._targets = targets
-        self.reasons = [f"{m.workload.name}: {reason}" for m in measurements for reason in m.reasons]
-        self.verdict = "QUICK" if quick else "INVALID" if self.reasons else "VALID"
+        self._cold_start_s = dict(cold_start_s or {})
+        self._skipped = dict(skipped or {})
+        self._profile = profile
+        self._duration_s = DURATIONS[profile] if duration_s is None else duration_s
+        self.reasons = [f"{m.name}{_threads(m)}: {reason}" for m in measurements for reason in m.reasons]
+        if profile == "custom" and self._duration_s < _LEAST_S:
+            self.reasons.append(
+                f"{self._duration_s:g} s for each workload is too short to count: give --duration {_LEAST_S:g} or more."
+            )
+        self.verdict = "QUICK" if profile == "quick" else "INVALID" if self.reasons else "VALID"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON. Times in ms; ``rows_per_s`` is rows over the time spent on them.
 
         ``ratio`` is theirs over ours, pair by pair: above 1, ours is faster.
         """
-        ours = self._targets[0].name
-        workloads = []
-        for measurement in self._measurements:
-            rows = measurement.workload.batch_size
-            if measurement.scenario == "offline":
-                rows = sum(len(batch) for batch in measurement.workload.batches)
-            results = {}
-            for name, series in measurement.series.items():
-                results[name] = self._result(series, rows)
-                if name != ours:
-                    results[name]["ratio"] = ratio(measurement.series[ours].latency_s, series.latency_s)
-            workloads.append(
-                {
-                    "scenario": measurement.scenario,
-                    "batch_size": measurement.workload.batch_size,
-                    "length": measurement.workload.length,
-                    "rows": rows,
-                    "duration_s": measurement.duration_s,
-                    "valid": not measurement.reasons,
-                    "results": results,
-                }
-            )
         return {
             "format_version": FORMAT_VERSION,
             "verdict": self.verdict,
             "reasons": self.reasons,
+            "profile": {"name": self._profile, "duration_s": self._duration_s},
             "percentile": PERCENTILE,
-            "targets": {target.name: target.describe() for target in self._targets},
-            "workloads": workloads,
+            "workloads": [_workload(measurement) for measurement in self._measurements],
+            "cold_start_s": self._cold_start_s,
+            "skipped_rows": self._skipped,
             "peak_memory_bytes": peak_memory(),
             "environment": environment(),
         }
 
-    @staticmethod
-    def _result(series: Series, rows: int) -> dict[str, Any]:
-        latency = series.latency_s
-        total = sum(latency)
-        estimate = early_stopping(latency, 0.9)
-        return {
-            "queries": len(latency),
-            "rows_per_s": rows * len(latency) / total,
-            "latency_ms": {name: 1e3 * value for name, value in summary(latency).items()},
-            "p90_early_stopping_ms": None if estimate is None else 1e3 * estimate,
-            "split": {
-                part: {"median_ms": 1e3 * summary(times)["p50"], "share": sum(times) / total}
-                for part, times in (
-                    ("tokenise", series.prepare_s),
-                    ("run", series.run_s),
-                    ("finish", series.finish_s),
-                )
-            },
-        }
-
     def __str__(self) -> str:
         """The table."""
-        document = self.to_dict()
-        about = document["environment"]
-        lines = [
-            f"{about['cpu']}, {about['usable_cores']} usable cores, {about['memory_gib']} GiB, "
-            f"load {about['load_average']}",
-            f"{about['system']}, Python {about['python']}",
-        ]
-        for name, description in document["targets"].items():
-            lines.append(f"{name}: " + ", ".join(f"{key} {value}" for key, value in description.items()))
-        lines += [
-            "",
-            f"{'workload':<24}{'target':<13}{'p50 ms':>9}{'p90 ms':>9}{'p99 ms':>9}{'rows/s':>9}"
-            f"   {'tokenise/run/finish':<20}ratio",
-            "-" * 106,
-        ]
-        for workload in document["workloads"]:
-            name = f"batch {workload['batch_size']} x {workload['length'] or 'real lengths'}"
-            if workload["scenario"] == "offline":
-                name = f"offline, {workload['rows']} rows"
-            for target, result in workload["results"].items():
-                lines.append(_line(name, target, result))
-                name = ""
-        lines += ["", f"{self.verdict}. Percentiles: {PERCENTILE}; a dash: too few queries to say."]
-        if self.verdict == "QUICK":
-            lines.append("Too short to publish: measure without --quick.")
-        lines += [f"- {reason}" for reason in self.reasons]
-        if len(document["targets"]) > 1:
-            lines.append("Ratio: how many times longer than the first target, median of pairs [95 % interval].")
-        return "\n".join(lines)
+        return in_words(self.to_dict())
 
 
-def _line(name: str, target: str, result: dict[str, Any]) -> str:
+def _threads(measurement: Measurement) -> str:
+    count = next(iter(measurement.targets.values())).get("threads")
+    return f", {count} thread" + ("s" if count != 1 else "") if count else ""
+
+
+def _workload(measurement: Measurement) -> dict[str, Any]:
+    workload = measurement.workload
+    ours = next(iter(measurement.series))
+    results = {}
+    for name, series in measurement.series.items():
+        results[name] = {"about": dict(measurement.targets[name]), **_result(series, measurement)}
+        if name != ours and not series.failed and not measurement.series[ours].failed:
+            results[name]["ratio"] = ratio(measurement.series[ours].latency_s, series.latency_s)
+    document: dict[str, Any] = {
+        "name": measurement.name,
+        "scenario": measurement.scenario,
+        "batch_size": workload.batch_size,
+        "length": workload.length,
+        "threads": measurement.targets[ours].get("threads"),
+        "data": workload.digest[:16],
+        "rows": len(workload.rows) if measurement.scenario == "offline" else workload.batch_size,
+        "duration_s": measurement.duration_s,
+        "valid": not measurement.reasons,
+    }
+    if trial := measurement.trial:
+        document["server"] = {
+            "scheduled_qps": trial.qps,
+            "slo_ms": 1e3 * trial.bound_s,
+            "slo_percentile": 100 * trial.percentile,
+            "late_share": trial.late,
+            "rows_per_batch": trial.rows_per_batch,
+            "busy_share": trial.busy,
+        }
+        document["tried"] = [
+            {"valid": not one.reasons, "reasons": one.reasons, "scheduled_qps": one.trial.qps, **_latencies(one)}
+            for one in measurement.tried
+            if one.trial is not None
+        ]
+    return document | {"results": results}
+
+
+def _latencies(measurement: Measurement) -> dict[str, Any]:
+    (series,) = measurement.series.values()
+    return _result(series, measurement) if series.ended_s else {"queries": 0}
+
+
+def _result(series: Series, measurement: Measurement) -> dict[str, Any]:
+    latency = series.latency_s
+    document: dict[str, Any] = {"queries": len(latency), "failed": series.failed}
+    if not latency:
+        return document
+    total = sum(latency)
+    busy = measurement.duration_s if measurement.trial else total
+    p = measurement.trial.percentile if measurement.trial else 0.9
+    estimate = early_stopping(latency, p)
+    return document | {
+        "rows_per_s": series.rows / busy,
+        "latency_ms": {name: 1e3 * value for name, value in summary(latency).items()},
+        "early_stopping": {"percentile": 100 * p, "ms": None if estimate is None else 1e3 * estimate},
+        "windows_ms": [1e3 * value for value in windows(latency)],
+        "split": {
+            part: {"median_ms": 1e3 * summary(times)["p50"], "share": sum(times) / total}
+            for part, times in series.parts.items()
+        },
+        "padding_share": series.padding,
+        "joules_per_1000_rows": None if series.joules is None else 1e3 * series.joules / series.rows,
+    }
+
+
+def in_words(document: Mapping[str, Any]) -> str:
+    """A report's document for people."""
+    about = document["environment"]
+    lines = [
+        f"{about['cpu']}, {about['usable_cores']} usable cores, {about['memory_gib']} GiB, "
+        f"governor {about['governor'] or 'unknown'}, load {about['load_average']}",
+        f"{about['system']}, Python {about['python']}, peak memory {document['peak_memory_bytes'] / 2**20:.0f} MiB",
+    ]
+    for workload in document["workloads"]:
+        for name, result in workload["results"].items():
+            line = f"{name}: " + ", ".join(f"{key} {value}" for key, value in result["about"].items())
+            if line not in lines:
+                lines.append(line)
+    for name, seconds in document["cold_start_s"].items():
+        lines.append(f"{name}: {seconds:.2f} s from its construction to its first prediction")
+    if skipped := document["skipped_rows"]:
+        lines.append(
+            f"{skipped['rows']} of {skipped['of']} input rows are left out, the first because: {skipped['first']}"
+        )
+    lines += ["", *_table(document["workloads"])]
+    lines += ["", f"{document['verdict']}. Percentiles: {document['percentile']}; a dash: too few queries to say."]
+    if document["verdict"] == "QUICK":
+        lines.append("Too short to publish: measure without --quick.")
+    lines += [f"- {reason}" for reason in document["reasons"]]
+    if any(len(workload["results"]) > 1 for workload in document["workloads"]):
+        lines.append("ratio: how many times longer than the first target, median of pairs [95 % interval].")
+    return "\n".join(lines)
+
+
+def _table(workloads: Sequence[Mapping[str, Any]]) -> list[str]:
+    queued = any("queue" in result.get("split", {}) for w in workloads for result in w["results"].values())
+    energy = any(result.get("joules_per_1000_rows") is not None for w in workloads for result in w["results"].values())
+    split = "queue/tokenise/run/finish %" if queued else "tokenise/run/finish %"
+    header = ["workload", "threads", "target", "p50 ms", "p90 ms", "p99 ms", "rows/s", "padding %", split]
+    header += ["J/1000 rows"] if energy else []
+    rows = [[*header, "ratio"]]
+    for workload in workloads:
+        first = [workload["name"], str(workload["threads"] or "-")]
+        entries = [(f"tried {one['scheduled_qps']:.4g} queries/s", one) for one in workload.get("tried", [])]
+        for target, result in [*workload["results"].items(), *entries]:
+            mark = "" if result.get("valid", True) else ", not valid"
+            cells = [*first, target + mark, *_cells(result)]
+            rows.append(cells if energy else [*cells[:-2], cells[-1]])
+            first = ["", ""]
+    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+    left = (0, 2, len(widths) - 1)
+
+    def laid(row: Sequence[str]) -> str:
+        cells = enumerate(zip(row, widths, strict=True))
+        return "  ".join(cell.ljust(width) if c in left else cell.rjust(width) for c, (cell, width) in cells).rstrip()
+
+    return [laid(rows[0]), "-" * (sum(widths) + 2 * len(widths) - 2), *map(laid, rows[1:])]
+
+
+def _cells(result: Mapping[str, Any]) -> list[str]:
+    if "latency_ms" not in result:
+        return [*["-"] * 6, "", ""]
     latency = result["latency_ms"]
-    numbers = "".join(f"{latency[p]:>9.2f}" if p in latency else f"{'-':>9}" for p in ("p50", "p90", "p99"))
-    split = " / ".join(f"{100 * part['share']:.1f}" for part in result["split"].values()) + " %"
-    line = f"{name:<24}{target:<13}{numbers}{result['rows_per_s']:>9.1f}   {split:<20}"
-    if pairs := result.get("ratio"):
-        line += f"{pairs['median']:.2f} [{pairs['low']:.2f}, {pairs['high']:.2f}]"
-    return line.rstrip()
+    cells = [f"{latency[p]:.2f}" if p in latency else "-" for p in ("p50", "p90", "p99")]
+    cells.append(f"{result['rows_per_s']:.1f}")
+    padding, joules = result["padding_share"], result["joules_per_1000_rows"]
+    cells.append("-" if padding is None else f"{100 * padding:.1f}")
+    cells.append(" / ".join(f"{100 * part['share']:.1f}" for part in result["split"].values()))
+    cells.append("-" if joules is None else f"{joules:.1f}")
+    pairs = result.get("ratio")
+    cells.append(f"{pairs['median']:.2f} [{pairs['low']:.2f}, {pairs['high']:.2f}]" if pairs else "")
+    return cells

@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 __all__ = [
     "PERCENTILE",
     "early_stopping",
     "minimum_queries",
     "percentile",
     "ratio",
+    "shift",
     "stable",
     "summary",
+    "tolerated",
+    "windows",
 ]
 
 PERCENTILE = "sorted[floor(n*p)], as MLPerf loadgen"
@@ -26,7 +31,7 @@ def percentile(values: Sequence[float], p: float) -> float:
     return ordered[min(len(ordered) - 1, math.floor(len(ordered) * p))]
 
 
-def _tolerated(n: int, p: float) -> int:
+def tolerated(n: int, p: float) -> int:
     """The most slow queries among n for which the p-quantile is below the bound with 99 % confidence.
 
     That is the largest t with P(X <= t) <= 0.01 for X binomial with n trials of probability 1 - p
@@ -45,11 +50,11 @@ def _tolerated(n: int, p: float) -> int:
 def minimum_queries(p: float, *, slow: int = 1) -> int:
     """The fewest queries that say anything of the p-quantile with ``slow`` queries above it."""
     low, high = slow, slow + 1
-    while _tolerated(high, p) < slow:
+    while tolerated(high, p) < slow:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if _tolerated(middle, p) >= slow else (middle, high)
+        low, high = (low, middle) if tolerated(middle, p) >= slow else (middle, high)
     return high
 
 
@@ -59,7 +64,7 @@ def early_stopping(values: Sequence[float], p: float) -> float | None:
     The slowest t - 1 are set aside and the slowest of the rest is reported, t being the most slow
     queries that n queries tolerate. None when there are fewer than ``minimum_queries(p)``.
     """
-    slow = _tolerated(len(values), p)
+    slow = tolerated(len(values), p)
     return sorted(values)[len(values) - slow] if slow >= 1 else None
 
 
@@ -94,6 +99,42 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
         if total > 0.025:
             break
         rank += 1
-    middle = ratios[n // 2] if n % 2 else (ratios[n // 2 - 1] + ratios[n // 2]) / 2
+    middle = float(np.median(ratios))
     low = ratios[max(0, rank - 1)]
     return {"median": middle, "low": low, "high": ratios[min(n - 1, n - max(1, rank))], "pairs": n}
+
+
+def windows(values: Sequence[float], *, most: int = 20) -> list[float]:
+    """The medians of consecutive stretches of a series, at most so many.
+
+    Neighbouring queries are alike (the machine is busy or it is not), so thousands of them say less than
+    as many independent ones would. Stretches long enough to have little to do with each other are nearly
+    independent: the method of batch means (Law, Simulation Modeling and Analysis, §9.5.3), with medians.
+    """
+    return [float(np.median(part)) for part in np.array_split(np.asarray(values), min(most, len(values)))]
+
+
+def shift(old: Sequence[float], new: Sequence[float]) -> dict[str, float]:
+    """How many times as long ``new`` takes as ``old``, from two series measured apart, all above 0.
+
+    Returns:
+        ``ratio``, the median of new/old over all pairs (Hodges and Lehmann 1963), and ``low`` and ``high``,
+        its 95 % interval: the pairs' ratios of rank k and m n + 1 - k for the largest k with
+        P(U < k) <= 0.025, U being Mann and Whitney's statistic (Moses' interval; Hollander and Wolfe,
+        §4.3). No distribution is assumed, only that each side's values are
+        independent. The interval is 0 … infinity when there are too few values for 95 %: below four on each side.
+    """
+    pairs = np.sort((np.asarray(new)[None, :] / np.asarray(old)[:, None]).ravel())
+    m, n = len(old), len(new)
+    ways = np.zeros(m * n + 1)  # in how many orders of the values U is 0 … m n: the Gaussian binomial coefficients
+    ways[0] = 1
+    for k in range(1, m + 1):  # times (1 - q^(n + k)) / (1 - q^k)
+        shifted = ways.copy()
+        shifted[n + k :] -= ways[: max(0, m * n + 1 - n - k)]
+        for u in range(k, m * n + 1):
+            shifted[u] += shifted[u - k]
+        ways = shifted
+    chance = np.cumsum(ways) / math.comb(m + n, m)
+    rank = int(np.searchsorted(chance, 0.025, side="right"))
+    low, high = (pairs[rank - 1], pairs[m * n - rank]) if rank else (0.0, math.inf)
+    return {"ratio": float(np.median(pairs)), "low": float(low), "high": float(high)}

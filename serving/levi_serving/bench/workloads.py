@@ -8,7 +8,7 @@ from levi_serving.bench.scenarios import Workload
 from levi_serving.errors import UsageError
 from levi_serving.preprocess import Preprocessor, Row
 
-__all__ = ["fixed", "real"]
+__all__ = ["fixed", "real", "workloads"]
 
 _DIFFERENT = 8  # batches before they repeat
 
@@ -59,3 +59,20 @@ def real(rows: Sequence[Row], *, batch_sizes: Sequence[int]) -> list[Workload]:
             raise UsageError(f"--batch-size {size} needs as many rows, but there are {len(rows)}.")
         workloads.append(Workload(batches, size))
     return workloads
+
+
+def workloads(
+    preprocessor: Preprocessor,
+    rows: Sequence[Mapping[str, object]],
+    *,
+    batch_sizes: Sequence[int],
+    lengths: Sequence[int],
+) -> list[Workload]:
+    """At exact lengths where some are given, else at the rows' own.
+
+    Raises:
+        UsageError: see ``fixed`` and ``real``.
+    """
+    if lengths:
+        return fixed(preprocessor, rows, batch_sizes=batch_sizes, lengths=lengths)
+    return real(rows, batch_sizes=batch_sizes)

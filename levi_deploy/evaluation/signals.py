@@ -1,0 +1,97 @@
+"""How well a number that needs no answer tells which rows to distrust: errors, and rows from elsewhere.
+
+numpy alone, on what is served. Knows no model and no file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from levi_serving.predictions import Predictions, Task
+
+__all__ = ["auroc", "detected", "errors", "ranked", "signals", "spearman"]
+
+
+def signals(predictions: Predictions, task: Task) -> dict[str, NDArray[np.float64]]:
+    """What may tell, (N,) each, higher where there is less to trust.
+
+    Returns:
+        ``disagreement`` of the heads, see ``levi_serving.predictions``. For classification beside it
+        ``max_probability``: 1 - max p (Hendrycks and Gimpel 2017); and ``energy``: -logsumexp of the logits at
+        temperature 1 (Liu et al. 2020), the logits being the heads' mean before calibration.
+    """
+    found = {"disagreement": predictions.disagreement.astype(np.float64)}
+    if task == "classification" and predictions.probabilities is not None:
+        found["max_probability"] = 1 - predictions.probabilities.max(axis=1).astype(np.float64)
+        mean = predictions.head_logits.mean(axis=1, dtype=np.float64)
+        top = mean.max(axis=1)
+        found["energy"] = -(top + np.log(np.exp(mean - top[:, None]).sum(axis=1)))
+    return found
+
+
+def errors(predictions: Predictions, targets: NDArray[Any], task: Task) -> NDArray[Any]:
+    """Where answers are wrong, (N,): booleans for classes (multilabel: not exactly right), |error| for regression."""
+    if task == "classification":
+        return np.asarray(predictions.logits.argmax(axis=1) != targets)
+    if task == "multilabel":
+        return np.asarray(((predictions.logits > 0) != (targets > 0)).any(axis=1))
+    return np.asarray(np.abs(predictions.logits[:, 0].astype(np.float64) - targets))
+
+
+def ranked(predictions: Predictions, targets: NDArray[Any], task: Task) -> dict[str, float | None]:
+    """How well each signal ranks the errors of N rows.
+
+    Returns:
+        By signal, for classes ``auroc`` of wrong rows against right ones; for regression ``spearman`` with the
+        size of the error. None where it is not defined.
+    """
+    wrong = errors(predictions, targets, task)
+    measure = spearman if task == "regression" else auroc
+    return {name: measure(values, wrong) for name, values in signals(predictions, task).items()}
+
+
+def detected(inside: Predictions, outside: Predictions, task: Task) -> dict[str, float | None]:
+    """How well each signal tells rows of another distribution from in-distribution ones: ``auroc`` by signal."""
+    a, b = signals(inside, task), signals(outside, task)
+    foreign = np.arange(len(inside) + len(outside)) >= len(inside)
+    return {name: auroc(np.concatenate([a[name], b[name]]), foreign) for name in a}
+
+
+def auroc(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float | None:
+    """The chance that a positive row scores above a negative one, equal scores counting half.
+
+    The area under the ROC curve, as the Mann-Whitney statistic over its largest value (Hanley and McNeil 1982).
+
+    Args:
+        scores: (N,).
+        positive: (N,).
+
+    Returns:
+        From 0 to 1, 0.5 for chance; None when all rows are positive or none is.
+    """
+    count = int(positive.sum())
+    pairs = count * (len(positive) - count)
+    if not pairs:
+        return None
+    return float((_ranks(scores)[positive].sum() - count * (count + 1) / 2) / pairs)
+
+
+def spearman(a: NDArray[Any], b: NDArray[Any]) -> float | None:
+    """The rank correlation of two numbers of N rows (Spearman 1904): Pearson's, of their mean ranks.
+
+    Returns:
+        From -1 to 1, 0 for chance; None when one of them is the same everywhere.
+    """
+    x, y = (ranks - ranks.mean() for ranks in (_ranks(a), _ranks(b)))
+    spread = np.sqrt((x**2).sum() * (y**2).sum())
+    return float((x * y).sum() / spread) if spread else None
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    return np.asarray((last - (counts - 1) / 2)[place], np.float64)

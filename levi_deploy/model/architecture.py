@@ -1,0 +1,145 @@
+"""What a model is made of, in names, widths and counts: for the record, the manifest and ``levi inspect``.
+
+It runs the branches once on blank rows, since a branch says how many stages it has by giving them. Knows
+no files, no training and no printing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from levi_deploy.model.backbone import Backbone
+from levi_deploy.model.branches import Branch
+from levi_deploy.model.levi import Ensemble, stage_of
+from levi_serving.errors import UsageError
+from levi_serving.preprocess import Encoded, Preprocessing
+
+__all__ = ["architecture", "count_stages", "parameters"]
+
+_ROWS = 2
+
+
+@torch.inference_mode()
+def count_stages(ensemble: Ensemble, preprocessing: Preprocessing) -> tuple[int, ...]:
+    """M of each branch.
+
+    Raises:
+        UsageError: a branch reads what these rows have not, or gives something other than stages of (B, S).
+    """
+    blank = Encoded.blank(preprocessing, rows=_ROWS).batch(range(_ROWS))
+    inputs = {name: torch.from_numpy(array) for name, array in blank.items()}
+    counts = []
+    training = ensemble.training
+    ensemble.eval()
+    for name, module in zip(ensemble.names, ensemble.branches, strict=True):
+        branch = cast("Branch", module)
+        if lacks := [read for read in branch.inputs if read not in inputs]:
+            raise UsageError(
+                f"The branch {name!r} does not fit: it reads {lacks[0]}, and rows have {', '.join(inputs)}."
+            )
+        stages = branch.stages(inputs)
+        shapes = {tuple(stage.shape) for stage in stages}
+        if shapes != {(_ROWS, branch.width)}:
+            found = ", ".join(map(str, sorted(shapes))) or "none"
+            raise UsageError(
+                f"The branch {name!r} gives stages of the shapes {found} for {_ROWS} rows; expected one or more of "
+                f"{(_ROWS, branch.width)}: the rows, and its width."
+            )
+        counts.append(len(stages))
+    ensemble.train(training)
+    return tuple(counts)
+
+
+def architecture(
+    ensemble: Ensemble, backbone: Backbone, stages: Sequence[int], *, outputs: int, fine_tuned: bool
+) -> dict[str, Any]:
+    """The parts, from the input to the answer.
+
+    Args:
+        ensemble: what trains.
+        backbone: where its taps come from, cut above the deepest.
+        stages: M of each branch.
+        outputs: C.
+        fine_tuned: whether all of the backbone was trained.
+
+    Returns:
+        ``backbone`` (its ``layers`` L, and ``widths`` D at depths 0 … L), ``taps`` (``depth``, D, and
+        ``pooled``, the width of the pooled tap), ``branches`` (``stages`` M and ``width`` S), ``heads``
+        (the ``tap`` it reads, and the stage of each branch, from 1) and ``average``. Each part says how
+        many of its parameters were ``trained``; ``frozen`` counts those the model keeps: none above the
+        deepest tap.
+    """
+    config, identity = ensemble.config, backbone.identity
+    adapters = sum(tensor.numel() for tensor in backbone.adapters().values())
+    kept = sum(p.numel() for p in backbone.parameters()) - adapters if backbone.taps else 0
+    heads = len(ensemble.heads)
+    return {
+        "backbone": {
+            "name": identity.name,
+            "digest": identity.digest,
+            "layers": identity.depth,
+            "widths": identity.widths,
+            "trained": identity.parameters if fine_tuned else adapters,
+            "frozen": 0 if fine_tuned else kept,
+        },
+        "taps": [
+            {
+                "depth": tap,
+                "width": identity.widths[tap],
+                "pooling": config.pooling,
+                "queries": config.queries if config.pooling == "attention" else 0,
+                "pooled": cast("int", pool.width),
+                **_counted(pool),
+            }
+            for tap, pool in zip(ensemble.taps, ensemble.pools, strict=True)
+        ],
+        "branches": [
+            {
+                "name": name,
+                "reads": cast("Branch", branch).inputs,
+                "stages": count,
+                "width": cast("Branch", branch).width,
+                **_counted(branch),
+            }
+            for name, branch, count in zip(ensemble.names, ensemble.branches, stages, strict=True)
+        ],
+        "heads": [
+            {
+                "tap": ensemble.taps[k] if ensemble.taps else None,
+                "stages": [1 + stage_of(k, heads=heads, stages=count) for count in stages],
+                "hidden": config.head_hidden,
+                "outputs": outputs,
+                **_counted(head),
+            }
+            for k, head in enumerate(ensemble.heads)
+        ],
+        "average": config.average,
+    }
+
+
+def _counted(part: nn.Module) -> dict[str, int]:
+    """Parameters that train, and those that only travel with the model."""
+    trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
+    return {"trained": trained, "frozen": sum(p.numel() for p in part.parameters()) - trained}
+
+
+def parameters(model: dict[str, Any], backbone: Backbone, *, outputs: int) -> dict[str, int]:
+    """All parts' counts together.
+
+    Returns:
+        ``trained`` and ``frozen``, summed over the parts of ``architecture``; ``backbone``, all that the
+        backbone has before any cut; ``full_fine_tuning``, what would train with all of the backbone and a
+        linear head on its last layer: the baseline.
+    """
+    parts = [model["backbone"], *model["taps"], *model["branches"], *model["heads"]]
+    identity = backbone.identity
+    return {
+        "trained": sum(part["trained"] for part in parts),
+        "frozen": sum(part["frozen"] for part in parts),
+        "backbone": identity.parameters,
+        "full_fine_tuning": identity.parameters + (identity.widths[-1] + 1) * outputs,
+    }

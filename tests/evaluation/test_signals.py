@@ -1,0 +1,140 @@
+"""Signals of distrust: ranked as by hand, on ties and at the edges, and the same from a run and its bundle."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from levi_deploy.evaluation import evaluate
+from levi_deploy.evaluation.signals import auroc, detected, errors, ranked, signals, spearman
+from levi_deploy.training.calibrate import abstain_above
+from levi_serving import Runner
+from levi_serving.predictions import Outputs, finish
+
+
+def predictions(head_logits, task):
+    """From head logits (N, K, C)."""
+    heads = np.asarray(head_logits, np.float32)
+    return finish(Outputs(heads.mean(axis=1), heads), task=task, labels=[str(c) for c in range(heads.shape[2])])
+
+
+@pytest.mark.parametrize(
+    ("scores", "positive", "expected"),
+    [
+        ([1, 2, 3, 4], [0, 0, 1, 1], 1),
+        ([1, 2, 3, 4], [1, 1, 0, 0], 0),
+        ([1, 2, 3, 4], [0, 1, 0, 1], 3 / 4),  # of the pairs 2-1, 2-3, 4-1, 4-3 three are in order
+        ([1, 1, 1], [0, 1, 0], 1 / 2),
+        ([1, 2, 2, 3], [0, 0, 1, 1], (1 + 1 / 2 + 1 + 1) / 4),
+        ([1, 2], [1, 1], None),
+        ([], [], None),
+    ],
+)
+def test_auroc_by_hand(scores, positive, expected):
+    assert auroc(np.asarray(scores, float), np.asarray(positive, bool)) == expected
+
+
+def test_auroc_is_the_share_of_pairs_in_order():
+    draw = np.random.default_rng(0)
+    scores, positive = draw.integers(0, 6, 60), draw.random(60) < 0.3
+    a, b = scores[positive][:, None], scores[~positive]
+    assert auroc(scores, positive) == pytest.approx(((a > b) + 0.5 * (a == b)).mean())
+    assert auroc(-scores, positive) == pytest.approx(1 - auroc(scores, positive))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ([1, 2, 3], [10, 100, 1000], 1),
+        ([1, 2, 3], [9, 8, 1], -1),
+        ([1, 2, 3, 4], [2, 1, 4, 3], 1 - 6 * 4 / (4 * 15)),  # 1 - 6 Σd² / (n (n² - 1))
+        ([1, 1, 2], [1, 2, 3], math.sqrt(3) / 2),  # ranks 1.5 1.5 3 and 1 2 3
+        ([5, 5, 5], [1, 2, 3], None),
+    ],
+)
+def test_spearman_by_hand(a, b, expected):
+    assert spearman(np.asarray(a), np.asarray(b)) == (expected and pytest.approx(expected))
+
+
+def test_signals_by_hand():
+    """One row with logits 0 and log 3: p = 1/4, 3/4; calibration changes the probability and not the energy."""
+    heads = np.asarray([[[0, math.log(3)], [0, math.log(3)]]], np.float32)
+    found = signals(
+        finish(Outputs(heads.mean(axis=1), heads), task="classification", labels=["a", "b"]), "classification"
+    )
+    assert found["disagreement"] == pytest.approx(0, abs=1e-6)
+    assert found["max_probability"] == pytest.approx(1 / 4)
+    assert found["energy"] == pytest.approx(-math.log(4))
+    cooler = finish(Outputs(heads.mean(axis=1) / 2, heads), task="classification", labels=["a", "b"])
+    assert signals(cooler, "classification")["energy"] == pytest.approx(-math.log(4))
+    assert signals(cooler, "classification")["max_probability"] == pytest.approx(1 / (1 + math.sqrt(3)))
+    assert np.isfinite(signals(predictions([[[900.0, -900.0]]], "classification"), "classification")["energy"]).all()
+    assert list(signals(predictions([[[1.0], [3.0]]], "regression"), "regression")) == ["disagreement"]
+
+
+def test_errors_of_each_task():
+    two = predictions([[[2.0, 0.0]], [[0.0, 2.0]]], "classification")
+    assert errors(two, np.asarray([0, 0]), "classification").tolist() == [False, True]
+    two = predictions([[[2.0, -1.0]], [[2.0, -1.0]]], "multilabel")
+    assert errors(two, np.asarray([[1, 0], [1, 1]]), "multilabel").tolist() == [False, True]
+    two = predictions([[[2.0]], [[-1.0]]], "regression")
+    assert errors(two, np.asarray([2.5, 1.0]), "regression").tolist() == [0.5, 2]
+
+
+def test_disagreement_that_ranks_errors_and_foreign_rows():
+    agree, apart = [[3.0, 0.0], [3.0, 0.0]], [[3.0, 0.0], [0.0, 2.0]]
+    inside, outside = predictions([agree, agree, apart], "classification"), predictions([apart] * 2, "classification")
+    found = ranked(inside, np.asarray([0, 0, 1]), "classification")
+    assert found["disagreement"] == 1
+    assert ranked(inside, np.asarray([0, 0, 0]), "classification")["disagreement"] is None, "no error to rank"
+    assert detected(inside, outside, "classification")["disagreement"] == pytest.approx((2 * 2 + 2 / 2) / (3 * 2))
+    numbers = predictions([[[1.0], [1.0]], [[1.0], [3.0]], [[1.0], [7.0]]], "regression")
+    assert ranked(numbers, np.asarray([1.0, 3.0, 9.0]), "regression") == {"disagreement": pytest.approx(1)}
+
+
+def test_the_threshold_leaves_its_share_above():
+    values = np.random.default_rng(0).permutation(100).astype(np.float32)
+    threshold = abstain_above(values, 0.05)
+    assert (threshold, (values > threshold).sum()) == (94.5, 5)
+    assert abstain_above(values, 0.0) is None
+    assert abstain_above(values[:10], 0.05) is None, "a twentieth of ten rows is none"
+    assert (values > abstain_above(values, 0.29)).sum() == 29
+    assert (np.zeros(100) > abstain_above(np.zeros(100, np.float32), 0.05)).sum() == 0, "ties stay together"
+
+
+def test_a_run_and_its_bundle_doubt_alike(run, bundle, table):
+    options = {"splits": ["id_val", "ood_test"]}
+    torch, graph = evaluate(run.folder, table, **options), evaluate(bundle, table, **options)
+    assert list(graph["errors"]) == ["id_val", "ood_test"]
+    assert list(graph["ood"]) == ["ood_test"]
+    assert set(graph["ood"]["ood_test"]) == {"disagreement", "max_probability", "energy"}
+    assert graph["ood"]["ood_test"]["energy"] == pytest.approx(torch["ood"]["ood_test"]["energy"], abs=0.01)
+    assert graph["abstain_above"] == run.record["abstain_above"] > 0
+    assert graph["abstain"]["id_val"]["share"] == torch["abstain"]["id_val"]["share"] == 4 / 80
+    assert graph["abstain"]["id_val"]["kept"] == 76
+    assert graph["abstain"]["ood_test"] == torch["abstain"]["ood_test"]
+    json.dumps(graph)
+
+
+def test_what_is_served_abstains_above_the_threshold(runner, run, texts):
+    served = runner.predict(texts)
+    assert served.abstain.dtype == bool
+    assert 0 < served.abstain.sum() < 100
+    np.testing.assert_array_equal(served.abstain, served.disagreement > run.record["abstain_above"])
+    reference = run.reference()
+    expected = reference.finish(reference.run(reference.prepare(texts))).abstain
+    np.testing.assert_array_equal(served.abstain, expected)
+    assert runner.table(served)["abstain"] == served.abstain.tolist()
+
+
+def test_one_head_never_abstains(bundle_copy):
+    from dataclasses import replace
+
+    from levi_serving import Bundle
+
+    assert not predictions([[[1.0, 3.0]]], "classification").abstain.any()
+    Bundle.write(bundle_copy, replace(Bundle.open(bundle_copy).manifest, abstain_above=None))
+    assert not Runner(bundle_copy).predict(["good lamp"] * 3).abstain.any()

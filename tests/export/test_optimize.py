@@ -1,0 +1,208 @@
+"""Passes leave every answer as it was, on every family, and leave alone what they do not fit."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from families import CAUSAL, FAMILIES, IMAGES, write
+
+from levi_deploy.config import ModelConfig
+from levi_deploy.model import Levi
+from levi_deploy.model.backbone import Backbone
+from levi_deploy.training.checkpoint import build
+from levi_export.convert import convert
+from levi_export.graph import clean
+from levi_export.optimize import cut_to_first_token
+from levi_export.precision import derive
+from levi_serving.errors import UsageError
+from levi_serving.images import ImageSettings
+from levi_serving.preprocess import Preprocessing
+from levi_serving.text import TextSettings
+
+CONVOLUTIONS = ("convnext", "mobilenet_v2")
+
+
+def made(name: str, folder, *, pooling: str = "first", taps=lambda depth: (1, depth)):
+    """A model with random heads, and its traced graph."""
+    backbone = Backbone.load(str(write(name, folder)), taps)
+    rows = Preprocessing(text=TextSettings())
+    if name in IMAGES:
+        rows = Preprocessing(image=ImageSettings(resize=(32, 32)))
+    torch.manual_seed(0)
+    config = ModelConfig(pooling=pooling, queries=2, branch_width=8, branch_embedding=8)
+    ensemble = build(config, backbone.identity, rows, backbone.taps, task="classification", outputs=3)
+    levi = Levi(backbone, ensemble).eval()
+    model = convert(levi, rows)
+    clean(model)
+    return levi, model
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    """Each family's model and graph, traced once; the graph is a copy that a test may change."""
+
+    @cache
+    def once(name, pooling):
+        folder = tmp_path_factory.mktemp("traced")
+        levi, model = made(name, folder, pooling=pooling)
+        ir.save(model, folder / "graph.onnx", external_data="graph.onnx.data")
+        return levi, folder / "graph.onnx"
+
+    return once
+
+
+def feeds(name: str, rows: int, tokens: int, seed: int = 0) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    if name in IMAGES:
+        return {"pixel_values": draw.standard_normal((rows, 3, 32, 32)).astype(np.float32)}
+    lengths = draw.integers(1, tokens + 1, rows)
+    lengths[0] = tokens
+    mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
+    if name in CAUSAL:
+        mask = np.ascontiguousarray(mask[:, ::-1])
+    return {"input_ids": draw.integers(3, 60, (rows, tokens)) * mask, "attention_mask": mask}
+
+
+def session(model: ir.Model, folder, name: str = "model.onnx") -> onnxruntime.InferenceSession:
+    ir.save(model, folder / name, external_data=f"{name}.data")
+    onnx.checker.check_model(str(folder / name), full_check=True)
+    return onnxruntime.InferenceSession(folder / name)
+
+
+def answers(run: onnxruntime.InferenceSession, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return run.run(None, {i.name: given[i.name] for i in run.get_inputs()})
+
+
+def agrees(run, levi: Levi, name: str, *, tolerance: float) -> None:
+    """With torch, at sizes never traced."""
+    for rows, tokens in ((1, 1), (2, 9), (5, 31)):
+        given = feeds(name, rows, tokens, seed=rows)
+        with torch.no_grad():
+            expected = levi(**{key: torch.from_numpy(value) for key, value in given.items()})
+        for a, b in zip(answers(run, given), expected, strict=True):
+            np.testing.assert_allclose(a, b.numpy(), rtol=0, atol=tolerance * float(b.std() + b.abs().max()))
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in CONVOLUTIONS and name != "swin"])
+def test_the_last_layer_is_cut_to_its_first_token(name, traced, tmp_path):
+    levi, path = traced(name, "first")
+    model = ir.load(path)
+    assert cut_to_first_token(model)
+    cut = [node for node in model.graph if node.op_type == "MatMul" and _places(node) == 1]
+    assert len(cut) >= (3 if name == "deberta-v2" else 6), (
+        "its attention mixes batch and heads; only what follows is cut"
+    )
+    agrees(session(model, tmp_path), levi, name, tolerance=2e-5)
+
+
+def _places(node: ir.Node):
+    shape = node.outputs[0].shape
+    return shape[-2] if shape is not None and len(shape) > 2 else None
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention", "last"])
+def test_a_graph_that_reads_other_tokens_is_left_as_it_is(pooling, traced):
+    _, path = traced("bert", pooling)
+    model = ir.load(path)
+    before = [(node.name, node.op_type, [v.name for v in node.inputs if v is not None]) for node in model.graph]
+    assert cut_to_first_token(model) == 0
+    assert before == [(n.name, n.op_type, [v.name for v in n.inputs if v is not None]) for n in model.graph]
+
+
+def test_one_reader_of_all_tokens_stops_the_cut(traced, tmp_path):
+    """The last layer's output gets a second reader, which takes its largest value over all tokens."""
+    _, path = traced("bert", "first")
+    model = ir.load(path)
+    last = [n for n in model.graph if n.op_type == "Gather" and n.name.startswith("ensemble")][-1]
+    axes = ir.Value(name="axes", const_value=ir.tensor(np.asarray([1]), name="axes"))
+    model.graph.register_initializer(axes)
+    pooled = ir.node("ReduceMax", [last.inputs[0], axes], attributes={"keepdims": 0}, name="second/ReduceMax")
+    total = ir.node("Add", [last.outputs[0], pooled.outputs[0]], name="second/Add")
+    last.outputs[0].replace_all_uses_with(total.outputs[0])
+    total.replace_input_with(0, last.outputs[0])
+    model.graph.insert_after(last, [pooled, total])
+    assert cut_to_first_token(model) == 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fp16_answers_as_torch(name, traced, tmp_path):
+    levi, path = traced(name, "first")
+    model, changes = derive(path, "fp16", text=name not in IMAGES)
+    assert changes["nodes in fp16"] > 10
+    assert all(v.dtype == ir.DataType.FLOAT for n, v in model.graph.initializers.items() if n.startswith("ensemble"))
+    agrees(session(model, tmp_path), levi, name, tolerance=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_quantised_backbone_answers_nearly_as_torch(name, precision, traced, tmp_path):
+    levi, path = traced(name, "first")
+    if name == "mobilenet_v2" or (name, precision) == ("gpt2", "int4"):
+        with pytest.raises(UsageError, match="no matrix product with a weight to quantise"):
+            derive(path, precision, text=name not in IMAGES)
+        return
+    model, changes = derive(path, precision, text=name not in IMAGES)
+    assert any(kind.startswith(("MatMul", "Gemm")) for kind in changes)
+    for value in model.graph.initializers.values():  # 7 bits: two products fit 16 bits on a CPU without VNNI
+        if precision == "int8" and value.dtype == ir.DataType.INT8:
+            assert np.abs(value.const_value.numpy().astype(int)).max(initial=0) <= 64
+    for prefix, kinds in (("ensemble", {"MatMulInteger", "DynamicQuantizeLinear", "MatMulNBits"}),):
+        assert not [n.name for n in model.graph if (n.name or "").startswith(prefix) and n.op_type in kinds]
+    agrees(session(model, tmp_path), levi, name, tolerance=0.15 if precision == "int8" else 0.6)
+
+
+def test_bf16_is_a_valid_graph(traced, tmp_path):
+    """There are no kernels for it here: the checker and the types are all that can be seen."""
+    _, path = traced("vit", "first")
+    model, changes = derive(path, "bf16", text=False)
+    assert changes["nodes in bf16"] > 10
+    assert model.opset_imports[""] == 22
+    ir.save(model, tmp_path / "model.onnx")
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+    assert {v.dtype for v in (*model.graph.inputs, *model.graph.outputs)} == {ir.DataType.FLOAT}
+
+
+# A fusion gained or lost on a version bump of torch, onnxscript or onnxruntime shows here, before any timing does.
+
+EXPECTED = json.loads((Path(__file__).parent / "operators.json").read_text())
+_TOLD = {"MatMul", "Gemm", "LayerNormalization", "Softmax", "Transpose", "Gather", "Slice", "Cast"}
+
+
+def operators(path: Path, folder: Path, *, disabled: tuple[str, ...] = ("SkipLayerNormFusion",)) -> dict[str, int]:
+    """The products, norms and fused operators of the graph that onnxruntime runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, disabled_optimizers=list(disabled))
+    nodes = onnx.load(folder / "optimised.onnx").graph.node
+    counts = Counter(n.op_type for n in nodes if n.domain or n.op_type in _TOLD)
+    return {
+        kind: counts[kind] for kind in sorted(counts) if not kind.startswith("Reorder")
+    }  # by the CPU's vector width
+
+
+def variants(name: str, path: Path, folder: Path) -> dict[str, dict[str, int]]:
+    """What onnxruntime makes of each form of a family's graph."""
+    forms = {"cut": ir.load(path)}
+    cut_to_first_token(forms["cut"])
+    for precision in ("fp16", "int8", "int4"):
+        forms[precision] = derive(path, precision, text=name not in IMAGES)[0]
+    found = {"fp32": operators(path, folder), "fp32, all fusions": operators(path, folder, disabled=())}
+    for form, model in forms.items():
+        ir.save(model, folder / "form.onnx", external_data="form.onnx.data")
+        found[form] = operators(folder / "form.onnx", folder)
+    return found
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "vit"])
+def test_onnxruntime_fuses_what_it_did(name, traced, tmp_path):
+    assert variants(name, traced(name, "first")[1], tmp_path) == EXPECTED[name]

@@ -1,0 +1,197 @@
+"""Less precise graphs beside the fp32 one: proven on real rows, or refused with nothing kept."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+
+from levi_export import export
+from levi_export.precision import check_precisions
+from levi_export.verify import check_drop, metric, spread
+from levi_serving import Bundle, Runner, verify
+from levi_serving.bundle import Graph, Manifest, read_certificate
+from levi_serving.errors import ParityError, ProviderError, UsageError
+from levi_serving.predictions import Outputs
+
+
+@pytest.fixture(scope="module")
+def several(run, tmp_path_factory):
+    """The run in three precisions, int8 preferred."""
+    folder = tmp_path_factory.mktemp("several") / "bundle"
+    return export(run.folder, folder, precisions=("int8", "fp32", "fp16"), min_agreement=0.9, max_drop=5).folder
+
+
+@pytest.fixture
+def room():
+    return sys.modules["levi_export.export"]
+
+
+def test_the_manifest_lists_the_graphs_in_order(several):
+    manifest = Bundle.open(several).manifest
+    assert [(g.file, g.precision, g.device) for g in manifest.graphs] == [
+        ("model.int8.onnx", "int8", "cpu"),
+        ("model.onnx", "fp32", "any"),
+        ("model.fp16.onnx", "fp16", "any"),
+    ]
+    assert manifest.graphs[0].changes == {"Gather in int8": 3, "MatMul in int8": 18}
+    assert Runner(several).describe()["precision"] == "int8"
+    assert Runner(several, precision="fp32").graph.file == "model.onnx"
+    assert (
+        "| `model.int8.onnx` | int8 | cpu | 3 Gather in int8, 18 MatMul in int8 |"
+        in (several / "README.md").read_text()
+    )
+
+
+def test_each_has_its_own_certificate(several, run):
+    int8, fp32, fp16 = (read_certificate(several, f"model{part}.onnx") for part in (".int8", "", ".fp16"))
+    assert fp32["standard"] == {"tolerance": 1e-4, "min_agreement": 1.0}
+    assert "real_rows" not in fp32
+    assert int8["standard"] == {"tolerance": None, "min_agreement": 0.9}
+    assert fp16["standard"] == {"tolerance": 1e-2, "min_agreement": 0.9}
+    assert fp32["worst_scaled_error"] < 1e-5 < fp16["worst_scaled_error"] < int8["worst_scaled_error"]
+    real = int8["real_rows"]
+    assert real["count"] == len(run.samples) == len(run.targets)
+    assert 0.9 <= real["agreement"] <= 1
+    assert len(real["heads"]["agreement"]) == len(real["heads"]["rms_scaled_error"]) == 2
+    assert int8["metric"]["name"] == "accuracy"
+    reference = run.reference()
+    right = reference.run(reference.prepare(run.samples)).logits.argmax(axis=1) == run.targets
+    assert int8["metric"]["torch"] == pytest.approx(right.mean())
+
+
+def test_weights_lie_beside_each_graph(several):
+    for graph in Bundle.open(several).manifest.graphs:
+        model = onnx.load(several / graph.file, load_external_data=False)
+        outside = [i for i in model.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL]
+        assert {e.value for i in outside for e in i.external_data if e.key == "location"} == {f"{graph.file}.data"}
+        inside = [i for i in model.graph.initializer if i.data_location != onnx.TensorProto.EXTERNAL]
+        assert sum(len(i.raw_data) for i in inside) < 20_000
+
+
+def test_verify_replays_each(several):
+    found = verify(several)
+    assert list(found["graphs"]) == ["model.int8.onnx", "model.onnx", "model.fp16.onnx"]
+    assert found["not_run"] == {}
+    assert found["graphs"]["model.int8.onnx"]["real_rows"]["agreement"] >= 0.9
+    assert list(verify(several, precision="fp16")["graphs"]) == ["model.fp16.onnx"]
+
+
+def damaged(several, folder, file, chosen, change):
+    """A copy of the bundle in which one weight of one graph is another."""
+    shutil.copytree(several, folder)
+    model = onnx.load(folder / file)
+    weight = next(i for i in model.graph.initializer if chosen(i))
+    weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight)), weight.name))
+    (folder / f"{file}.data").unlink()
+    onnx.save(model, folder / file, save_as_external_data=True, location=f"{file}.data")
+    Bundle.write(folder, Manifest.from_json((folder / "levi.json").read_text(), name="levi.json"))
+
+
+def test_a_corrupted_int8_graph_is_refused(several, tmp_path):
+    def scales(i):
+        return i.data_type == onnx.TensorProto.FLOAT and "layer.2.output" in i.name and i.name.endswith("_scale")
+
+    damaged(several, tmp_path / "bundle", "model.int8.onnx", scales, lambda values: -20 * values)
+    with pytest.raises(ParityError, match=r"model\.int8\.onnx does not answer .*\n(.*\n)*.*real rows keep their pred"):
+        verify(tmp_path / "bundle")
+    assert list(verify(tmp_path / "bundle", precision="fp32")["graphs"]) == ["model.onnx"]
+
+
+def test_an_fp16_graph_that_overflows_is_refused(several, tmp_path):
+    damaged(
+        several,
+        tmp_path / "bundle",
+        "model.fp16.onnx",
+        lambda i: i.data_type == onnx.TensorProto.FLOAT16 and len(i.dims) == 2 and "layer.2" in i.name,
+        lambda values: np.full_like(values, 6e4),
+    )
+    with pytest.raises(ParityError, match="an answer is not finite|of the logits' spread, allowed 1e-02"):
+        verify(tmp_path / "bundle", precision="fp16")
+
+
+def test_below_the_agreement_nothing_is_kept(run, tmp_path, room, monkeypatch):
+    """The int8 weights are made twenty times too large."""
+    derive = room.derive
+
+    def coarse(path, precision, *, text):
+        model, changes = derive(path, precision, text=text)
+        for name, value in model.graph.initializers.items():
+            if "layer.2" in name and name.endswith("_scale") and value.dtype.name == "FLOAT":
+                value.const_value = ir.tensor(-20 * value.const_value.numpy(), name=name)
+        return model, changes
+
+    monkeypatch.setattr(room, "derive", coarse)
+    with pytest.raises(ParityError, match=r"of 80 real rows keep their prediction, expected 95\.0%"):
+        export(run.folder, tmp_path / "bundle", precisions=("int8",))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_drop_of_the_metric_is_refused(run, tmp_path):
+    """Whatever int8 loses is more than minus a hundred points."""
+    with pytest.raises(ParityError, match=r"The int8 graph has the accuracy .* allowed -100\. Nothing was written\."):
+        export(run.folder, tmp_path / "bundle", precisions=("int8",), min_agreement=0, max_drop=-100)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_alone_makes_a_small_bundle(run, tmp_path):
+    bundle = export(run.folder, tmp_path / "bundle", precisions=("int8",), min_agreement=0.9, max_drop=5)
+    assert not (bundle.folder / "model.onnx").exists()
+    assert not (bundle.folder / "model.onnx.data").exists()
+    assert Runner(bundle.folder).predict(["good lamp"]).logits.shape == (1, 2)
+
+
+def test_the_metric_and_its_drop():
+    reference = Outputs(np.asarray([[1, 0], [0, 1], [1, 0], [0, 1]], np.float32), np.zeros((4, 1, 2), np.float32))
+    found = Outputs(np.asarray([[1, 0], [0, 1], [1, 0], [1, 0]], np.float32), np.zeros((4, 1, 2), np.float32))
+    lost = metric(reference, found, np.asarray([0, 1, 0, 1]), task="classification", labels=("a", "b"))
+    assert lost == {"name": "accuracy", "torch": 1.0, "value": 0.75, "drop": 25.0}
+    values = Outputs(np.asarray([[1.0], [3.0]], np.float32), np.zeros((2, 1, 1), np.float32))
+    worse = Outputs(np.asarray([[0.9], [3.1]], np.float32), np.zeros((2, 1, 1), np.float32))
+    more = metric(values, worse, np.asarray([2.0, 2.0]), task="regression", labels=("score",))
+    assert (more["name"], more["drop"]) == ("rmse", pytest.approx(10, rel=1e-4))
+    check_drop(more, Graph(precision="int8"), allowed=10.01)
+    with pytest.raises(ParityError, match=r"the rmse 1\.1000 .* torch 1\.0000: 10\.00 percent more, allowed 9\.9"):
+        check_drop(more, Graph(precision="int8"), allowed=9.9)
+    with pytest.raises(ParityError, match="accuracy"):
+        check_drop({**lost, "drop": float("nan")}, Graph(precision="int8"), allowed=100)
+
+
+def test_golden_rows_are_spread_over_the_runs():
+    rows = [str(n) for n in range(512)]
+    golden = spread(rows)
+    assert (len(golden), golden[0], golden[-1]) == (64, "0", "511")
+    assert spread(rows[:5]) == rows[:5]
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "says"),
+    [
+        (["int5"], UsageError, "The precisions are int5; expected some of fp32, fp16, bf16, int8, int4, each once"),
+        (["int8", "int8"], UsageError, "each once"),
+        ([], UsageError, "The precisions are none"),
+        (["fp32", "bf16"], ProviderError, "no bf16 kernels for CPUExecutionProvider. Export on a machine with a CUDA"),
+    ],
+)
+def test_precisions_that_cannot_be_had(asked, error, says):
+    with pytest.raises(error, match=says):
+        check_precisions(asked, ["CPUExecutionProvider"])
+    check_precisions(["bf16"], ["CUDAExecutionProvider", "CPUExecutionProvider"])
+
+
+def test_image_rows_are_bounded(monkeypatch):
+    module = importlib.import_module("levi_deploy.training.train")
+    dataset = SimpleNamespace(rows=[{"image": bytes(100)} for _ in range(600)])
+    assert len(module._samples(dataset, np.arange(600), ("image",))) == 512
+    monkeypatch.setattr(module, "_SAMPLES_BYTES", 20_000)
+    assert len(module._samples(dataset, np.arange(600), ("image",))) == 128
+    monkeypatch.setattr(module, "_SAMPLES_BYTES", 10)
+    assert len(module._samples(dataset, np.arange(600), ("image",))) == 64
+    assert len(module._samples(dataset, np.arange(600), ())) == 512
