@@ -136,8 +136,9 @@ def row(
         f"{export_s:.1f}",
         f"{batch_ms:.2f} ({length})",
     ]
-    print(cells, *numbers, flush=True)
-    return cells + " | ".join(numbers) + " |"
+    line = cells + " | ".join(numbers) + " |"
+    print(line, flush=True)
+    return line
 
 
 def timed(bundle: Path, samples: list[dict[str, Any]]) -> tuple[float, str]:
@@ -150,8 +151,10 @@ def timed(bundle: Path, samples: list[dict[str, Any]]) -> tuple[float, str]:
         started = time.perf_counter()
         runner.session.run(feeds)
         times.append(1000 * (time.perf_counter() - started))
-    shape = next(iter(feeds.values())).shape
-    return median(times), f"{shape[1]} tokens" if len(shape) == 2 else f"{shape[2]} x {shape[3]} pixels"
+    if "pixel_values" in feeds:
+        height, width = feeds["pixel_values"].shape[2:]
+        return median(times), f"{height} x {width} pixels"
+    return median(times), f"{feeds['input_ids'].shape[1]} tokens" if "input_ids" in feeds else "columns"
 
 
 def page(about: dict[str, Any], rows: list[str], asked: str) -> str:

@@ -128,7 +128,7 @@ def _write(trained: Run, levi: Levi, folder: Path, precisions: Sequence[Precisio
         graph = Graph(precision=precision, opset=OPSET, changes=cut)
         if precision != "fp32":
             tell(f"making the {precision} graph")
-            narrowed, changes = derive(folder / GRAPH, precision, text=trained.preprocessing.text is not None)
+            narrowed, changes = derive(folder / GRAPH, precision)
             graph = replace(
                 graph,
                 file=f"model.{precision}.onnx",

@@ -51,12 +51,13 @@ def cut_to_first_token(model: ir.Model) -> int:
             if axis is None or value is None or value.producer() in cone:
                 continue
             if (value, axis) not in slices:
-                slices[value, axis] = _slice(model.graph, node, value, axis)
+                slices[value, axis] = _slice(model.graph, node, value, axis, name=f"{node.name}_first_{index}")
             node.replace_input_with(index, slices[value, axis])
     for node, axis in cone.items():
         if node.op_type == "Reshape":
             _retarget(model.graph, node, axis)
-        node.outputs[0].shape = _with_one(node.outputs[0], axis)
+        for value in node.outputs:
+            value.shape = _with_one(value, axis)
     RemoveUnusedNodesPass()(model)  # what made the Reshapes' targets
     return len(cone)
 
@@ -73,10 +74,10 @@ def _first_token_read(node: ir.Node) -> int | None:
 
 
 def _needed(node: ir.Node, reads: dict[tuple[ir.Node, int], int]) -> int | None:
-    """The axis along which all that read the node's only output need place 0 alone; None where they need more."""
-    if len(node.outputs) != 1 or node.domain not in ("", "ai.onnx") or node.outputs[0].is_graph_output():
+    """The axis along which all that read the node's outputs need place 0 alone; None where they need more."""
+    if node.domain not in ("", "ai.onnx") or any(value.is_graph_output() for value in node.outputs):
         return None
-    axes = {reads.get((use.node, use.idx)) for use in node.outputs[0].uses()}
+    axes = {reads.get((use.node, use.idx)) for value in node.outputs for use in value.uses()}
     return axes.pop() if len(axes) == 1 else None
 
 
@@ -96,8 +97,12 @@ def _through(node: ir.Node, axis: int) -> dict[int, int] | None:
         return {0: axis} if axis < first else None
     if kind in _REDUCING:
         kept = node.attributes.get_int("keepdims", 1) == 1
-        over = ir.convenience.get_const_tensor(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] else None
-        return {0: axis} if kept and over is not None and axis not in over.numpy() % rank else None
+        return {0: axis} if kept and axis not in _axes(node, 1, rank) else None
+    if kind == "Slice":
+        return {0: axis} if axis not in _axes(node, 3, rank) else None
+    if kind in ("Split", "Concat"):
+        apart = node.attributes.get_int("axis", 0) % rank != axis
+        return dict.fromkeys(range(len(node.inputs) if kind == "Concat" else 1), axis) if apart else None
     if kind == "MatMul" and axis == rank - 2:
         left = _shape(node, 0)
         return {0: len(left) - 2} if len(left) > 1 else None
@@ -108,6 +113,13 @@ def _through(node: ir.Node, axis: int) -> dict[int, int] | None:
         same = list(_shape(node, 0))[: axis + 1] == list(out)[: axis + 1]
         return {0: axis} if same and len(symbolic) <= 1 else None
     return None
+
+
+def _axes(node: ir.Node, index: int, rank: int) -> list[int]:
+    """The axes that an input names; all of them where they cannot be known."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return list(range(rank)) if tensor is None else [int(axis) % rank for axis in tensor.numpy()]
 
 
 def _aligned(node: ir.Node, indices: range, axis: int, rank: int) -> Iterator[tuple[int, int]]:
@@ -124,10 +136,10 @@ def _shape(node: ir.Node, index: int) -> ir.Shape:
     return (value.shape if value is not None else None) or ir.Shape([])
 
 
-def _slice(graph: ir.Graph, before: ir.Node, value: ir.Value, axis: int) -> ir.Value:
+def _slice(graph: ir.Graph, before: ir.Node, value: ir.Value, axis: int, *, name: str) -> ir.Value:
     """``value[…, 0:1, …]`` along an axis."""
     bounds = [_constant(graph, [n]) for n in (0, 1, axis)]
-    node = ir.node("Slice", [value, *bounds], name=f"{before.name}_first")
+    node = ir.node("Slice", [value, *bounds], name=name)
     graph.insert_before(before, node)
     result = node.outputs[0]
     result.name, result.type, result.shape = f"{value.name}_first_{axis}", value.type, _with_one(value, axis)

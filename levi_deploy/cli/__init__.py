@@ -36,6 +36,7 @@ _EXTRAS = {
     "PIL": "image",
     "peft": "lora",
     "matplotlib": "plot",
+    "openvino": "openvino",
 }
 
 

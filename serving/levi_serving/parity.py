@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from levi_serving.bundle import GOLDEN, REAL_ROWS, Bundle, Graph, read_certificate
 from levi_serving.errors import BundleError, ParityError, ProviderError
-from levi_serving.predictions import Outputs
+from levi_serving.predictions import Outputs, Task
 from levi_serving.preprocess import Encoded, Preprocessing, Row, rows_from_json, rows_to_json
 from levi_serving.runner import Runner
 from levi_serving.session import Device, settle
 
-__all__ = ["Case", "Golden", "RealRows", "Standard", "replay", "standard", "verify"]
+__all__ = ["Case", "Golden", "RealRows", "Standard", "agreement", "replay", "standard", "verify"]
 
 _ALIKE = 0.1  # regression: a value this near, in standard deviations of the reference's, is the same prediction
 
@@ -272,7 +272,7 @@ def replay(
     failures += _judged(end_to_end, f"{len(golden.rows)} whole rows", asked)
     predictions = runner.table(runner.finish(batched))["prediction"]
     names = list(golden.predictions)
-    same = _same(batched.logits, golden.reference.logits, runner)
+    same = _same(batched.logits, golden.reference.logits, runner.task)
     wrong = [n for n, (a, b) in enumerate(zip(predictions, names, strict=True)) if a != b and same[n]]
     if runner.task != "regression" and wrong:
         failures.append(
@@ -283,7 +283,7 @@ def replay(
     invariance = _largest(np.concatenate([one.logits for one in alone]), batched.logits)
     further = {}
     if real is not None:
-        further["real_rows"] = agreed = _agreement(*real, runner)
+        further["real_rows"] = agreed = agreement(*real, task=runner.task)
         if not agreed["agreement"] >= asked.min_agreement:
             failures.append(
                 f"{agreed['agreement']:.1%} of {agreed['count']} real rows keep their prediction, expected "
@@ -315,7 +315,7 @@ def _spread(logits: NDArray[np.float32]) -> float:
     return float(max(logits.std(), 1e-6 * np.abs(logits).max(), 1e-12))
 
 
-def _agreement(reference: Outputs, found: Outputs, runner: Runner) -> dict[str, Any]:
+def agreement(reference: Outputs, found: Outputs, *, task: Task) -> dict[str, Any]:
     """Over real rows, of the average and of each head: the share that agrees, and the root mean square error.
 
     The error is a share of the spread of the reference's own logits, as is the largest one.
@@ -328,10 +328,10 @@ def _agreement(reference: Outputs, found: Outputs, runner: Runner) -> dict[str, 
     pairs = [(found.head_logits[:, k], reference.head_logits[:, k]) for k in heads]
     return {
         "count": len(reference.logits),
-        "agreement": float(_same(found.logits, reference.logits, runner).mean()),
+        "agreement": float(_same(found.logits, reference.logits, task).mean()),
         "rms_scaled_error": error(found.logits, reference.logits),
         "heads": {
-            "agreement": [float(_same(a, b, runner).mean()) for a, b in pairs],
+            "agreement": [float(_same(a, b, task).mean()) for a, b in pairs],
             "rms_scaled_error": [error(a, b) for a, b in pairs],
         },
     }
@@ -345,17 +345,17 @@ def _compare(found: Outputs, reference: Outputs, runner: Runner, spread: float) 
         "max_abs_error": error,
         "max_scaled_error": error / spread,
         "max_rel_error": float(relative.max(initial=0)),
-        "agreement": float(_same(found.logits, reference.logits, runner, spread).mean()),
+        "agreement": float(_same(found.logits, reference.logits, runner.task, spread).mean()),
     }
 
 
 def _same(
-    found: NDArray[np.float32], reference: NDArray[np.float32], runner: Runner, spread: float | None = None
+    found: NDArray[np.float32], reference: NDArray[np.float32], task: Task, spread: float | None = None
 ) -> NDArray[np.bool_]:
     """Whether each of N rows has the reference's prediction, from logits (N, C)."""
-    if runner.task == "classification":
+    if task == "classification":
         same = found.argmax(axis=1) == reference.argmax(axis=1)
-    elif runner.task == "multilabel":
+    elif task == "multilabel":
         same = ((found > 0) == (reference > 0)).all(axis=1)
     else:
         same = (np.abs(found - reference) <= _ALIKE * (spread or _spread(reference))).all(axis=1)

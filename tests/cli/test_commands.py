@@ -129,6 +129,15 @@ def test_help_names_every_command(levi):
         (["bench", "{bundle}", "--length", "9999", "--quick"], 2, "--length 9999"),
         (["bench", "{bundle}", "--batch-size", "0"], 2, "--batch-size is '0'; expected whole numbers from 1"),
         (["bench", "{bundle}", "--against", "torch"], 2, "Give --run RUN"),
+        (["bench", "{bundle}", "--against", "tensorrt"], 2, "--against is 'tensorrt'; expected torch, torch-compile"),
+        (["bench", "{bundle}", "--threads", "1,0"], 2, "--threads is '1,0'"),
+        (["bench", "{bundle}", "--precision", "int8"], 1, "has no int8 graph; it has fp32"),
+        (["bench", "{bundle}", "--quick", "--mlperf"], 2, "Give one of --quick, --mlperf and --duration"),
+        (["bench", "{bundle}", "--qps", "5"], 2, "are of --scenario server"),
+        (["bench", "{bundle}", "--scenario", "server"], 2, "give --qps RATE, or --find-peak"),
+        (["bench", "{bundle}", "--plot", "{tmp}/plot.svg"], 2, "ends in .png or .html"),
+        (["bench", "{bundle}", "--compare", "{table}"], 2, "no report of levi bench"),
+        (["bench", "{bundle}", "--fail-slower", "5"], 2, "--fail-slower needs --compare"),
         (["evaluate", "{bundle}", "{table}", "--split", "ood"], 2, "has split = 'ood'"),
         (["predict"], 2, "Missing argument"),
         (["nonsense"], 2, "nonsense"),
@@ -155,6 +164,14 @@ def test_failed_rows_have_exit_code_6(levi, bundle, tmp_path):
     assert (code, "row 2: column 'text' is empty" in err) == (1, True)
 
 
+def test_precisions_that_cannot_be_had_are_refused_before_anything_is_done(levi, run, tmp_path):
+    code, _, err = levi("export", run.folder, "-o", tmp_path / "bundle", "--precision", "int5")
+    assert (code, "The precisions are int5; expected some of fp32" in err) == (2, True)
+    code, _, err = levi("export", run.folder, "-o", tmp_path / "bundle", "--precision", "fp32", "--precision", "bf16")
+    assert (code, "no bf16 kernels for" in err) == (5, True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_wrong_answer_has_exit_code_3(levi, bundle_copy):
     from dataclasses import replace
 
@@ -173,6 +190,42 @@ def test_an_unstable_measurement_has_exit_code_4(levi, bundle, monkeypatch):
     assert code == 4
     assert "INVALID" in out
     assert "differ by more than 10 %" in err
+
+
+def test_a_sweep_is_written_drawn_and_compared(levi, bundle, tmp_path):
+    """Threads x precision over real lengths, some rows of no use; the report is what the next one is compared with."""
+    (tmp_path / "rows.csv").write_text('text\ngood lamp\n""\nthis is a very poor desk on my kettle\n')
+    old, page = tmp_path / "old.json", tmp_path / "plot.html"
+    options = ["--quick", "--threads", "1,2", "--precision", "fp32", "--input", tmp_path / "rows.csv", "--json"]
+    code, out, _ = levi("bench", bundle, *options, "--scenario", "offline", "-o", old, "--plot", page)
+    report = json.loads(out)
+    assert code == 0
+    assert json.loads(old.read_text()) == report
+    assert [workload["threads"] for workload in report["workloads"]] == [1, 2]
+    assert report["skipped_rows"]["rows"] == 1
+    assert "is empty" in report["skipped_rows"]["first"]
+    assert report["cold_start_s"]["onnxruntime-fp32"] > 0
+    result = report["workloads"][0]["results"]["onnxruntime-fp32"]
+    assert 0 < result["padding_share"] < 1
+    assert (result["about"]["threads"], result["about"]["precision"]) == (1, "fp32")
+    assert "onnxruntime-fp32, 1 thread" in page.read_text()
+    code, out, _ = levi("bench", bundle, *options, "--scenario", "offline", "--compare", old)
+    assert code == 0
+    assert {one["verdict"] for one in json.loads(out)["comparison"]} <= {
+        "faster", "slower", "no difference that this noise allows", "too few queries to say",
+    }  # fmt: skip
+    report["workloads"][0]["results"]["onnxruntime-fp32"]["windows_ms"] = [1e-6] * 20
+    old.write_text(json.dumps(report))
+    code, out, err = levi("bench", bundle, *options, "--scenario", "offline", "--compare", old, "--fail-slower", "50")
+    assert (code, "by more than 50 %" in err) == (4, True)
+
+
+def test_a_server_is_measured(levi, bundle):
+    options = ["--scenario", "server", "--qps", "400", "--slo-ms", "20000", "--slo-percentile", "95", "--quick"]
+    code, out, _ = levi("bench", bundle, *options)
+    assert code == 0
+    assert "400 queries/s x real lengths" in out
+    assert "p95 bound 20000 ms" in out
 
 
 def test_options_have_variables(levi, bundle, table, tmp_path, monkeypatch):

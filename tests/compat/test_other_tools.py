@@ -32,7 +32,7 @@ MODELS = {  # by name: family, model, data
     "bert, pairs": ("bert", {"pooling": "mean"}, {"text_pair": "topics"}),
     "t5, multilabel": ("t5", {"branches": ()}, {"target": "topics", "task": "multilabel"}),
     "llama, padded on the left": ("llama", {"pooling": "last", "branches": ("gru",)}, {}),
-    "vit": ("vit", {"image_size": 32}, {"image": "image"}),
+    "vit": ("vit", {"image_size": 96}, {"image": "image"}),  # made for 32
     "mobilenet_v2": ("mobilenet_v2", {"image_size": 48}, {"image": "image"}),  # resized by the shorter side, cropped
 }
 
@@ -41,7 +41,7 @@ MODELS = {  # by name: family, model, data
 def photos(tmp_path_factory):
     """A folder a class, of images of many sizes."""
     root, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for n in range(24):
+    for n in range(80):
         pixels = draw.integers(0, 256, (*draw.integers(20, 90, 2), 3)) // (1 + n % 2)
         path = root / ("bright", "dark")[n % 2] / f"{n}.png"
         path.parent.mkdir(exist_ok=True)
@@ -60,7 +60,7 @@ def made(request, table, photos, tmp_path_factory):
     config = Config.read(
         None,
         model={"backbone": str(backbone), "taps": 2, "queries": 2, "branch_width": 8, "max_length": 32, **model},
-        training={"epochs": 8 if image else 1, "learning_rate": 0.01, "batch_size": 8 if image else 64},
+        training={"epochs": 6 if image else 1, "learning_rate": 0.005 if image else 0.01, "batch_size": 16},
         data=data,
     )
     source = photos if image else table

@@ -28,7 +28,7 @@ from levi_serving.images import ImageSettings
 from levi_serving.preprocess import Preprocessing
 from levi_serving.text import TextSettings
 
-CONVOLUTIONS = ("convnext", "mobilenet_v2")
+UNCUT = ("convnext", "mobilenet_v2", "gpt2")  # no tokens; or tokens of all rows in one matrix
 
 
 def made(name: str, folder, *, pooling: str = "first", taps=lambda depth: (1, depth)):
@@ -68,7 +68,7 @@ def feeds(name: str, rows: int, tokens: int, seed: int = 0) -> dict[str, np.ndar
     lengths[0] = tokens
     mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
     if name in CAUSAL:
-        mask = np.ascontiguousarray(mask[:, ::-1])
+        mask = mask[:, ::-1].copy()
     return {"input_ids": draw.integers(3, 60, (rows, tokens)) * mask, "attention_mask": mask}
 
 
@@ -92,15 +92,14 @@ def agrees(run, levi: Levi, name: str, *, tolerance: float) -> None:
             np.testing.assert_allclose(a, b.numpy(), rtol=0, atol=tolerance * float(b.std() + b.abs().max()))
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in CONVOLUTIONS and name != "swin"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in UNCUT])
 def test_the_last_layer_is_cut_to_its_first_token(name, traced, tmp_path):
     levi, path = traced(name, "first")
     model = ir.load(path)
     assert cut_to_first_token(model)
     cut = [node for node in model.graph if node.op_type == "MatMul" and _places(node) == 1]
-    assert len(cut) >= (3 if name == "deberta-v2" else 6), (
-        "its attention mixes batch and heads; only what follows is cut"
-    )
+    # DeBERTa's attention mixes rows and heads, and Swin's windows mix places: only what follows can be cut.
+    assert len(cut) >= {"deberta-v2": 3, "swin": 2}.get(name, 6)
     agrees(session(model, tmp_path), levi, name, tolerance=2e-5)
 
 
@@ -109,9 +108,12 @@ def _places(node: ir.Node):
     return shape[-2] if shape is not None and len(shape) > 2 else None
 
 
-@pytest.mark.parametrize("pooling", ["mean", "attention", "last"])
-def test_a_graph_that_reads_other_tokens_is_left_as_it_is(pooling, traced):
-    _, path = traced("bert", pooling)
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [("bert", "mean"), ("bert", "attention"), ("bert", "last"), *((name, "first") for name in UNCUT)],
+)
+def test_what_cannot_be_cut_is_left_as_it_is(name, pooling, traced):
+    _, path = traced(name, pooling)
     model = ir.load(path)
     before = [(node.name, node.op_type, [v.name for v in node.inputs if v is not None]) for node in model.graph]
     assert cut_to_first_token(model) == 0
@@ -136,10 +138,10 @@ def test_one_reader_of_all_tokens_stops_the_cut(traced, tmp_path):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_fp16_answers_as_torch(name, traced, tmp_path):
     levi, path = traced(name, "first")
-    model, changes = derive(path, "fp16", text=name not in IMAGES)
+    model, changes = derive(path, "fp16")
     assert changes["nodes in fp16"] > 10
     assert all(v.dtype == ir.DataType.FLOAT for n, v in model.graph.initializers.items() if n.startswith("ensemble"))
-    agrees(session(model, tmp_path), levi, name, tolerance=1e-2)
+    agrees(session(model, tmp_path), levi, name, tolerance=5e-2 if name == "t5" else 1e-2)  # T5's scores are not scaled
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -147,23 +149,23 @@ def test_fp16_answers_as_torch(name, traced, tmp_path):
 def test_a_quantised_backbone_answers_nearly_as_torch(name, precision, traced, tmp_path):
     levi, path = traced(name, "first")
     if name == "mobilenet_v2" or (name, precision) == ("gpt2", "int4"):
-        with pytest.raises(UsageError, match="no matrix product with a weight to quantise"):
-            derive(path, precision, text=name not in IMAGES)
+        with pytest.raises(UsageError, match=r"no .*MatMul with a weight to quantise; its products are "):
+            derive(path, precision)
         return
-    model, changes = derive(path, precision, text=name not in IMAGES)
+    model, changes = derive(path, precision)
     assert any(kind.startswith(("MatMul", "Gemm")) for kind in changes)
     for value in model.graph.initializers.values():  # 7 bits: two products fit 16 bits on a CPU without VNNI
         if precision == "int8" and value.dtype == ir.DataType.INT8:
             assert np.abs(value.const_value.numpy().astype(int)).max(initial=0) <= 64
-    for prefix, kinds in (("ensemble", {"MatMulInteger", "DynamicQuantizeLinear", "MatMulNBits"}),):
-        assert not [n.name for n in model.graph if (n.name or "").startswith(prefix) and n.op_type in kinds]
+    kinds = {"MatMulInteger", "DynamicQuantizeLinear", "MatMulNBits"}
+    assert not [n.name for n in model.graph if (n.name or "").startswith("ensemble") and n.op_type in kinds]
     agrees(session(model, tmp_path), levi, name, tolerance=0.15 if precision == "int8" else 0.6)
 
 
 def test_bf16_is_a_valid_graph(traced, tmp_path):
     """There are no kernels for it here: the checker and the types are all that can be seen."""
     _, path = traced("vit", "first")
-    model, changes = derive(path, "bf16", text=False)
+    model, changes = derive(path, "bf16")
     assert changes["nodes in bf16"] > 10
     assert model.opset_imports[""] == 22
     ir.save(model, tmp_path / "model.onnx")
@@ -195,7 +197,7 @@ def variants(name: str, path: Path, folder: Path) -> dict[str, dict[str, int]]:
     forms = {"cut": ir.load(path)}
     cut_to_first_token(forms["cut"])
     for precision in ("fp16", "int8", "int4"):
-        forms[precision] = derive(path, precision, text=name not in IMAGES)[0]
+        forms[precision] = derive(path, precision)[0]
     found = {"fp32": operators(path, folder), "fp32, all fusions": operators(path, folder, disabled=())}
     for form, model in forms.items():
         ir.save(model, folder / "form.onnx", external_data="form.onnx.data")

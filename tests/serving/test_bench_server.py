@@ -130,7 +130,7 @@ def test_a_late_generator_is_invalid():
     assert "the generator handed over" in measured.reasons[0]
     on_time = measure(oversleep_s=0.009)
     assert on_time.reasons == []
-    assert min(on_time.series["echo"].latency_s) >= 0.01  # being late is charged, too
+    assert np.median(on_time.series["echo"].latency_s) >= 0.019 - 1e-6  # being late is charged, too
 
 
 def test_failures_are_counted_apart():

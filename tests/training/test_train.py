@@ -214,6 +214,28 @@ def test_validation_rows_come_from_three_places(tmp_path):
         learn(path, DataConfig(split_column="split"), validation=path)
 
 
+def test_an_empty_cell_is_an_answer_where_many_labels_may_hold(tmp_path):
+    from levi_deploy.config import DataConfig
+    from levi_deploy.dataset import encode_targets, learn
+
+    path = small(tmp_path / "t.csv", ["a,x|y,train", "b,,train", "c,y,train", "d,,dev"])
+    learning = learn(path, DataConfig(split_column="split", task="multilabel"))
+    assert learning.labels == ("x", "y")
+    found = encode_targets(learning.train.targets, "multilabel", learning.labels, column="label")
+    assert found.tolist() == [[1, 1], [0, 0], [0, 1]]
+    assert learning.validation.targets == [""]
+    with pytest.raises(TableError, match=r"2 rows cannot be used, first row 2: column 'label' is empty"):
+        learn(path, DataConfig(split_column="split"))
+
+
+def test_one_row_is_too_few(tmp_path):
+    from levi_deploy.config import DataConfig
+    from levi_deploy.dataset import learn
+
+    with pytest.raises(TableError, match=r"has one row; learning needs one to train on and one to validate with"):
+        learn(small(tmp_path / "t.csv", ["a,x,train"]), DataConfig())
+
+
 def test_taps_beyond_the_backbone_are_refused_before_anything_is_written(table, config, tmp_path):
     asked = replace(config, model=replace(config.model, taps=(2, 9)))
     with pytest.raises(UsageError, match=r"Tap 9 is out of range: .* has 4 layers"):

@@ -16,6 +16,7 @@ __all__ = ["plot", "require"]
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: told apart by all
 _MARKERS = "osD^vP"
+_STROKES = ("-", "--", ":", "-.")
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -51,7 +52,7 @@ def require(path: Path) -> None:
 
 
 def plot(document: Mapping[str, Any], path: Path) -> None:
-    """Draw a report: a series a target and thread count, a line through the batch sizes of one length.
+    """Draw a report: a series a target (its colour) and thread count (its stroke), a line a length through its batches.
 
     Args:
         document: ``Report.to_dict()``.
@@ -66,7 +67,7 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
 
     title = f"levi bench: latency against throughput ({document['verdict']})"
     with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "levi"}):
-        figure = Figure(figsize=(10, 6), dpi=150, layout="constrained")
+        figure = Figure(figsize=(11, 6), dpi=150, layout="constrained")
         _draw(figure, document)
         if path.suffix == ".png":
             figure.suptitle(title, fontsize=13)
@@ -80,47 +81,63 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
     path.write_text(page, encoding="utf-8")
 
 
-def _lines(document: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[float, float, float, str]]]]:
-    """By series, then by line: (rows/s, p50 ms, p90 ms or p50, what the point is)."""
-    series: dict[str, dict[str, list[tuple[float, float, float, str]]]] = {}
+_Point = tuple[float, float, float, str, bool]  # rows/s, p50 ms, p90 ms or p50 again, what it is, whether it is valid
+
+
+def _lines(document: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, list[_Point]]]:
+    """Points by target and threads, then by scenario and length."""
+    series: dict[tuple[str, str], dict[str, list[_Point]]] = {}
     for workload in document["workloads"]:
         length = f"{workload['length']} tokens" if workload["length"] else "real lengths"
         for target, result in workload["results"].items():
-            name = f"{target}, {workload['threads'] or '?'} thread" + ("s" if workload["threads"] != 1 else "")
-            entries = [(result, workload["batch_size"])]
+            count = workload["threads"]
+            name = (target, "1 thread" if count == 1 else f"{count or '?'} threads")
             if server := workload.get("server"):
-                tried = [(one, f"{one['scheduled_qps']:.3g}/s") for one in workload["tried"]]
-                entries = tried or [(result, f"{server['scheduled_qps']:.3g}/s")]
-            for entry, point in entries:
+                tried = sorted(workload["tried"], key=lambda one: one["scheduled_qps"])
+                entries = tried or [{**result, **server, "valid": workload["valid"]}]
+                labels = [f"{one['scheduled_qps']:.3g}/s" for one in entries]
+            else:
+                entries, labels = [{**result, "valid": True}], [str(workload["batch_size"])]
+            for entry, label in zip(entries, labels, strict=True):
                 if "latency_ms" in entry:
                     latency = entry["latency_ms"]
+                    p50, p90 = latency["p50"], latency.get("p90", latency["p50"])
                     line = series.setdefault(name, {}).setdefault(f"{workload['scenario']}, {length}", [])
-                    line.append((entry["rows_per_s"], latency["p50"], latency.get("p90", latency["p50"]), str(point)))
+                    line.append((entry["rows_per_s"], p50, p90, label, entry["valid"]))
     return series
 
 
 def _draw(figure: Any, document: Mapping[str, Any]) -> None:
     axes = figure.add_subplot()
     series = _lines(document)
+    targets = list(dict.fromkeys(target for target, _ in series))
+    counts = list(dict.fromkeys(threads for _, threads in series))
     kinds = list(dict.fromkeys(kind for lines in series.values() for kind in lines))
-    for n, (name, lines) in enumerate(series.items()):
-        colour = _COLOURS[n % len(_COLOURS)]
+    for (target, threads), lines in series.items():
+        style = {
+            "color": _COLOURS[targets.index(target) % len(_COLOURS)],
+            "linestyle": _STROKES[counts.index(threads) % len(_STROKES)],
+        }
         for kind, points in lines.items():
-            points.sort()
-            rate, median, slow, labels = zip(*points, strict=True)
+            rate, median, slow, _, _ = zip(*points, strict=True)
             marker = _MARKERS[kinds.index(kind) % len(_MARKERS)]
-            axes.vlines(rate, median, slow, color=colour, alpha=0.45, linewidth=2)
-            axes.plot(rate, median, marker=marker, color=colour, linewidth=1.5, markersize=6)
-            for x, y, label in zip(rate, median, labels, strict=True):
-                axes.annotate(label, (x, y), xytext=(6, -11), textcoords="offset points", fontsize=8, color=colour)
-        axes.plot([], [], color=colour, linewidth=3, label=name)
+            axes.vlines(rate, median, slow, color=style["color"], alpha=0.4, linewidth=2)
+            axes.plot(rate, median, linewidth=1.5, **style)
+            for x, y, _, label, valid in points:
+                inside = style["color"] if valid else "white"
+                axes.plot(x, y, marker=marker, color=style["color"], markerfacecolor=inside, markersize=6)
+                axes.annotate(
+                    label, (x, y), xytext=(6, -11), textcoords="offset points", fontsize=8, color=style["color"]
+                )
+        axes.plot([], [], linewidth=2, label=f"{target}, {threads}", **style)
     for n, kind in enumerate(kinds):
         axes.plot([], [], color="#555", marker=_MARKERS[n % len(_MARKERS)], linestyle="", label=kind)
     axes.set(xscale="log", yscale="log", xlabel="throughput, rows/s", ylabel="latency, ms (p50; bar: to p90)")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set_minor_formatter(lambda value, _: f"{value:g}" if str(f"{value:e}")[0] in "25" else "")
+        axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     axes.grid(visible=True, which="both", color="#ddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, title="number at a point: rows of a query, or queries/s", title_fontsize=8)
+    legend = figure.legend(loc="outside right upper", frameon=False, fontsize=9, handlelength=3)
+    legend.set_title("beside a point: rows of a query, or\nqueries/s (hollow: over the bound)", prop={"size": 8})

@@ -164,6 +164,7 @@ def in_words(document: Mapping[str, Any]) -> str:
             f"{skipped['rows']} of {skipped['of']} input rows are left out, the first because: {skipped['first']}"
         )
     lines += ["", *_table(document["workloads"])]
+    lines += [_arrivals(workload) for workload in document["workloads"] if workload["scenario"] == "server"]
     lines += ["", f"{document['verdict']}. Percentiles: {document['percentile']}; a dash: too few queries to say."]
     if document["verdict"] == "QUICK":
         lines.append("Too short to publish: measure without --quick.")
@@ -171,6 +172,16 @@ def in_words(document: Mapping[str, Any]) -> str:
     if any(len(workload["results"]) > 1 for workload in document["workloads"]):
         lines.append("ratio: how many times longer than the first target, median of pairs [95 % interval].")
     return "\n".join(lines)
+
+
+def _arrivals(workload: Mapping[str, Any]) -> str:
+    about = workload["server"]
+    peak = "; the highest valid rate of those tried" if workload["tried"] and workload["valid"] else ""
+    return (
+        f"{workload['name']}, {', '.join(workload['results'])}: Poisson arrivals, p{about['slo_percentile']:g} bound "
+        f"{about['slo_ms']:g} ms, {about['rows_per_batch']:.1f} rows a batch, busy {100 * about['busy_share']:.0f} %, "
+        f"{100 * about['late_share']:.2g} % handed over late{peak}"
+    )
 
 
 def _table(workloads: Sequence[Mapping[str, Any]]) -> list[str]:
