@@ -31,7 +31,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from graph import Bare
-from levi_serving.bench.openvino import OpenVino
 
 from levi_deploy.config import Config, DataConfig, ModelConfig
 from levi_deploy.demo import find_backbone
@@ -44,6 +43,7 @@ from levi_serving import Runner
 from levi_serving.batching import plan
 from levi_serving.bench import peak
 from levi_serving.bench.environment import environment
+from levi_serving.bench.openvino import OpenVino
 from levi_serving.bench.stats import ratio
 from levi_serving.bundle import read_certificate
 from levi_serving.session import Session

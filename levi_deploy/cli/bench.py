@@ -123,6 +123,7 @@ def command(
     sizes = _numbers("--batch-size", batch_size) if scenario == "single" else [1]
     lengths = _numbers("--length", length) if length else []
     measured: list[bench.Measurement] = []
+    apart: list[Any] = []
     with progress() as tell:
         for n, lineup in enumerate(lineups):
             if n == 0:
@@ -133,12 +134,15 @@ def command(
                 _tune(lineup.runners, rows, scenario, as_json=as_json)
                 return
             if flame:
-                _take_apart(lineup.runners, workloads, flame, plan.duration_s, as_json=as_json)
-                return
+                apart += _apart(lineup.runners, workloads, plan.duration_s)
+                continue
             for m, workload in enumerate(workloads):
                 tell("measuring", n * len(workloads) + m, len(lineups) * len(workloads))
                 measured += plan.measure(lineup.targets, workload)
         tell("measuring", 1, 1)
+    if flame:
+        _draw(apart, bundle.name, flame, as_json=as_json)
+        return
     report = bench.Report(measured, profile=profile, duration_s=plan.duration_s, cold_start_s=cold, skipped=skipped)
     document = report.to_dict()
     changes = compare.compare(document, before) if before else []
@@ -177,23 +181,28 @@ def _tune(runners: Any, rows: Any, scenario: Any, *, as_json: bool) -> None:
     show({"format_version": 1, "scenario": scenario, "tuned": found}, as_json=as_json, human=human)
 
 
-def _take_apart(runners: Any, workloads: Any, flame: Path, seconds: float, *, as_json: bool) -> None:
-    """Say where the time of each workload's queries goes, and write the page."""
-    from levi_serving.bench.environment import environment
-    from levi_serving.bench.flame import page
+def _apart(runners: Any, workloads: Any, seconds: float) -> list[Any]:
+    """Where the time of each workload's queries goes, for each of a bundle's runners."""
     from levi_serving.bench.peak import measure
     from levi_serving.bench.profile import profile
 
-    found = [
+    return [
         profile(runner, workload, peak=measure(runner.session.threads), duration_s=seconds)
         for runner in runners
         for workload in workloads
     ]
+
+
+def _draw(apart: list[Any], name: str, flame: Path, *, as_json: bool) -> None:
+    """Print the trees and write the page."""
+    from levi_serving.bench.environment import environment
+    from levi_serving.bench.flame import page
+
     about = environment()
     flame.parent.mkdir(parents=True, exist_ok=True)
-    flame.write_text(page(found, about, runners[0].bundle.folder.name), encoding="utf-8")
-    document = {"format_version": 1, "profiles": [one.to_dict() for one in found], "environment": about}
-    show(document, as_json=as_json, human=lambda: "\n\n".join([*map(str, found), f"The flame view is {flame}."]))
+    flame.write_text(page(apart, about, name), encoding="utf-8")
+    document = {"format_version": 1, "profiles": [one.to_dict() for one in apart], "environment": about}
+    show(document, as_json=as_json, human=lambda: "\n\n".join([*map(str, apart), f"The flame view is {flame}."]))
 
 
 def _numbers(name: str, text: str) -> list[int]:

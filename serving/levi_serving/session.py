@@ -140,6 +140,7 @@ class Session:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle costs no CPU
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if trace is not None:
+            options.enable_cpu_mem_arena = True  # the trace's notes would break up the memory that buffers reuse
             options.enable_profiling = True
             options.profile_file_prefix = str(trace / "trace")
             options.optimized_model_filepath = str(trace / OPTIMIZED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from itertools import pairwise
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ from levi_serving.bench.parts import AVERAGE, UNKNOWN, Parts
 from levi_serving.bench.peak import Peak
 from levi_serving.bench.profile import profile
 from levi_serving.bench.work import moved, operations
-from levi_serving.errors import BenchmarkError, BundleError
+from levi_serving.errors import BenchmarkError, BundleError, UsageError
 from levi_serving.images import ImageSettings
 from levi_serving.preprocess import Encoded, Preprocessing
 from levi_serving.session import OPTIMIZED, Session
@@ -115,6 +116,13 @@ def test_a_trace_that_lost_runs_does_not_count(runner, monkeypatch):
     monkeypatch.setattr(module, "_runs", lambda *given: whole(*given)[1:])
     with pytest.raises(BenchmarkError, match=r"trace holds \d+ runs of the graph, but \d+ were made"):
         profile(runner, bench.Workload([["a lamp"]], 1), peak=PEAK, duration_s=0)
+
+
+def test_several_workers_are_not_taken_apart(runner):
+    busy = copy.copy(runner)
+    busy.workers = 2
+    with pytest.raises(UsageError, match=r"on one worker, but .*tuning\.json asks for 2\. .* --threads"):
+        profile(busy, bench.Workload([["a lamp"]], 1), peak=PEAK, duration_s=0)
 
 
 def attributed(path, feeds, taps, folder):

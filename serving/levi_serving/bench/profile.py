@@ -27,10 +27,11 @@ from levi_serving.bench.peak import Peak
 from levi_serving.bench.scenarios import Workload
 from levi_serving.bench.stats import ratio
 from levi_serving.bench.work import moved, operations
-from levi_serving.errors import BenchmarkError
+from levi_serving.errors import BenchmarkError, UsageError
 from levi_serving.preprocess import Encoded, Row
 from levi_serving.runner import Runner
 from levi_serving.session import OPTIMIZED, Session
+from levi_serving.tuning import TUNING
 
 __all__ = ["profile"]
 
@@ -95,8 +96,14 @@ def profile(runner: Runner, workload: Workload, *, peak: Peak, duration_s: float
         duration_s: how long to measure; three passes are made in any case.
 
     Raises:
+        UsageError: the runner has several workers, whose runs would overlap.
         BenchmarkError: the trace does not hold every run.
     """
+    if runner.workers > 1:
+        raise UsageError(
+            f"--profile takes a query apart on one worker, but {runner.bundle.folder / TUNING} asks for "
+            f"{runner.workers}. Say how many threads it has, with --threads."
+        )
     batches = workload.batches[:_QUERIES]
     with tempfile.TemporaryDirectory() as folder:
         session = _Watched(
