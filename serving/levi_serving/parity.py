@@ -363,7 +363,8 @@ def _same(
 
 
 def _largest(found: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    difference = np.abs(found.astype(np.float64) - reference)
+    with np.errstate(invalid="ignore"):  # infinity less infinity is no number, and says so below
+        difference = np.abs(found.astype(np.float64) - reference)
     return float("inf") if np.isnan(difference).any() else float(difference.max(initial=0))
 
 
