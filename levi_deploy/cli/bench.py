@@ -145,14 +145,18 @@ def command(
         return
     report = bench.Report(measured, profile=profile, duration_s=plan.duration_s, cold_start_s=cold, skipped=skipped)
     document = report.to_dict()
-    changes = compare.compare(document, before) if before else []
-    if before:
-        document["comparison"] = changes
-    if output:
-        output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if drawing:
-        plot.plot(document, drawing)
-    show(document, as_json=as_json, human=lambda: bench.in_words(document))
+    human = [bench.in_words(document)]
+    changes = []
+    try:
+        if before:
+            changes = document["comparison"] = compare.compare(document, before)
+            human += ["", compare.in_words(changes, before)]
+    finally:  # what was measured is kept, also where it cannot be compared
+        if output:
+            output.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if drawing:
+            plot.plot(document, drawing)
+        show(document, as_json=as_json, human=lambda: "\n".join(human))
     if report.verdict == "INVALID":
         raise BenchmarkError("The measurement does not count: " + "; ".join(report.reasons))
     worse = [one for one in changes if one["low"] > 1 + (fail_slower or 0) / 100]

@@ -218,10 +218,16 @@ def test_a_sweep_is_written_drawn_and_compared(levi, bundle, tmp_path):
     assert {one["verdict"] for one in json.loads(out)["comparison"]} <= {
         "faster", "slower", "no difference that this noise allows", "too few queries to say",
     }  # fmt: skip
+    code, out, err = levi("bench", bundle, "--quick", "--compare", old)
+    assert (code, "its nearest has another" in err) == (2, True)
+    assert "batch 1 x real lengths" in out  # what was measured is not lost
     report["workloads"][0]["results"]["onnxruntime-fp32"]["windows_ms"] = [1e-6] * 20
     old.write_text(json.dumps(report))
-    code, out, err = levi("bench", bundle, *options, "--scenario", "offline", "--compare", old, "--fail-slower", "50")
+    code, out, err = levi(
+        "bench", bundle, *options[:-1], "--scenario", "offline", "--compare", old, "--fail-slower", "50"
+    )
     assert (code, "by more than 50 %" in err) == (4, True)
+    assert "1 thread, onnxruntime-fp32: slower, " in out
 
 
 def test_a_server_is_measured(levi, bundle):

@@ -13,7 +13,7 @@ from typing import Any
 
 from levi_serving.bench.environment import environment
 from levi_serving.bench.open_loop import RESOLUTION
-from levi_serving.bench.report import FORMAT_VERSION
+from levi_serving.bench.report import FORMAT_VERSION, threads_in_words
 from levi_serving.bench.stats import shift
 from levi_serving.errors import UsageError
 
@@ -100,8 +100,8 @@ def in_words(found: list[dict[str, Any]], old: Mapping[str, Any]) -> str:
     lines = [f"Against the old report ({old['verdict']}, levi-deploy {when}); times new / old [95 % interval]:"]
     for one in found:
         interval = f"[{one['low']:.3f}, {one['high']:.3f}]" if one["high"] is not None else ""
-        line = f"- {one['workload']}, {one['threads']} threads, {one['target']}: {one['verdict']}, {one['ratio']:.3f} "
-        lines.append(line + interval)
+        what = f"{one['workload']}, {threads_in_words(one['threads'])}, {one['target']}"
+        lines.append(f"- {what}: {one['verdict']}, {one['ratio']:.3f} {interval}".rstrip())
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from levi_serving.bench.report import in_words
+from levi_serving.bench.report import in_words, threads_in_words
 from levi_serving.errors import MissingExtraError, UsageError
 
 __all__ = ["plot", "require"]
@@ -90,8 +90,7 @@ def _lines(document: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, list[
     for workload in document["workloads"]:
         length = f"{workload['length']} tokens" if workload["length"] else "real lengths"
         for target, result in workload["results"].items():
-            count = workload["threads"]
-            name = (target, "1 thread" if count == 1 else f"{count or '?'} threads")
+            name = (target, threads_in_words(workload["threads"]))
             if server := workload.get("server"):
                 tried = sorted(workload["tried"], key=lambda one: one["scheduled_qps"])
                 entries = tried or [{**result, **server, "valid": workload["valid"]}]

@@ -9,7 +9,7 @@ from levi_serving.bench.environment import environment, peak_memory
 from levi_serving.bench.scenarios import Measurement, Series
 from levi_serving.bench.stats import PERCENTILE, early_stopping, ratio, summary, windows
 
-__all__ = ["DURATIONS", "Profile", "Report"]
+__all__ = ["DURATIONS", "Profile", "Report", "in_words", "threads_in_words"]
 
 FORMAT_VERSION = 2
 
@@ -45,7 +45,9 @@ class Report:
         self._skipped = dict(skipped or {})
         self._profile = profile
         self._duration_s = DURATIONS[profile] if duration_s is None else duration_s
-        self.reasons = [f"{m.name}{_threads(m)}: {reason}" for m in measurements for reason in m.reasons]
+        self.reasons = [
+            f"{m.name}, {threads_in_words(m.threads)}: {reason}" for m in measurements for reason in m.reasons
+        ]
         if profile == "custom" and self._duration_s < _LEAST_S:
             self.reasons.append(
                 f"{self._duration_s:g} s for each workload is too short to count: give --duration {_LEAST_S:g} or more."
@@ -75,9 +77,9 @@ class Report:
         return in_words(self.to_dict())
 
 
-def _threads(measurement: Measurement) -> str:
-    count = next(iter(measurement.targets.values())).get("threads")
-    return f", {count} thread" + ("s" if count != 1 else "") if count else ""
+def threads_in_words(count: object) -> str:
+    """As ``2 threads``."""
+    return "1 thread" if count == 1 else f"{'unknown' if count is None else count} threads"
 
 
 def _workload(measurement: Measurement) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def _workload(measurement: Measurement) -> dict[str, Any]:
         "scenario": measurement.scenario,
         "batch_size": workload.batch_size,
         "length": workload.length,
-        "threads": measurement.targets[ours].get("threads"),
+        "threads": measurement.threads,
         "data": workload.digest[:16],
         "rows": len(workload.rows) if measurement.scenario == "offline" else workload.batch_size,
         "duration_s": measurement.duration_s,

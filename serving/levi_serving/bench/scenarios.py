@@ -181,6 +181,11 @@ class Measurement:
     tried: Sequence[Measurement] = ()
 
     @property
+    def threads(self) -> object:
+        """Of the first target, and so of all; None where it does not say."""
+        return next(iter(self.targets.values())).get("threads")
+
+    @property
     def name(self) -> str:
         """As tables and reasons call it."""
         length = f"{self.workload.length} tokens" if self.workload.length else "real lengths"
