@@ -78,8 +78,8 @@ def command(
     from levi_serving.errors import BenchmarkError, UsageError
 
     existing(bundle, "a bundle")
-    if sum([quick, mlperf, duration is not None]) > 1:
-        raise UsageError("Give one of --quick, --mlperf and --duration.")
+    if mlperf and (quick or duration is not None):
+        raise UsageError("--mlperf says how long to measure: leave out --quick and --duration.")
     if fail_slower is not None and old is None:
         raise UsageError("--fail-slower needs --compare OLD.json.")
     profile: bench.Profile = "quick" if quick else "mlperf" if mlperf else "default" if duration is None else "custom"
