@@ -86,8 +86,8 @@ def command(
     from levi_serving.errors import BenchmarkError, UsageError
 
     existing(bundle, "a bundle")
-    if sum([quick, mlperf, duration is not None]) > 1:
-        raise UsageError("Give one of --quick, --mlperf and --duration.")
+    if mlperf and (quick or duration is not None):
+        raise UsageError("--mlperf says how long to measure: leave out --quick and --duration.")
     if flame and (against or old or scenario != "single"):
         raise UsageError("--profile takes single queries of one bundle apart. Leave --against and --scenario out.")
     if tune and (against or old or scenario == "server"):
