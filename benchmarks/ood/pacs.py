@@ -27,7 +27,7 @@ COMMANDS = [
     "levi evaluate run images.parquet --split id_test --split ood_test --by domain",
     "levi export run -o bundle",
     "levi verify bundle",
-    "levi predict bundle images.parquet -o predictions.csv",
+    "levi predict bundle images.parquet -o predictions.parquet",
     "levi predict bundle folder -o from_folder.csv",
     "levi predict bundle paths.csv --image path -o from_paths.csv",
 ]
@@ -76,14 +76,14 @@ def alike(work: Path, places: list[int]) -> str:
         with (work / name).open(newline="") as file:
             return [(row["prediction"], float(row["probability"])) for row in csv.DictReader(file)]
 
-    whole = read("predictions.csv")
-    expected = [whole[n] for n in places]
+    whole = parquet.read_table(work / "predictions.parquet", columns=["prediction", "probability"]).to_pydict()
+    expected = [(whole["prediction"][n], whole["probability"][n]) for n in places]
     said = []
     for name in ("from_folder.csv", "from_paths.csv"):
         found = read(name)
         same = sum(a[0] == b[0] for a, b in zip(found, expected, strict=True))
         far = max(abs(a[1] - b[1]) for a, b in zip(found, expected, strict=True))
-        said.append(f"`{name}`: {same} of {len(found)} predictions are those of `predictions.csv`, and the largest "
+        said.append(f"`{name}`: {same} of {len(found)} predictions are those of `predictions.parquet`, and the largest "
                     f"difference of a probability is {far:.1e}.")  # fmt: skip
     return "\n".join(said)
 
