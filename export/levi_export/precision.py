@@ -204,7 +204,7 @@ def narrow(model: ir.Model, dtype: ir.DataType) -> dict[str, int]:
         node
         for node in graph
         if _of_backbone(node.name or "")
-        and node.op_type not in _STATISTICS
+        and not _statistic(node)
         and any(value is not None and value.dtype == wide for value in (*node.inputs, *node.outputs))
     ]
     chosen = set(inside)
@@ -234,6 +234,11 @@ def narrow(model: ir.Model, dtype: ir.DataType) -> dict[str, int]:
 
 def _of_backbone(name: str) -> bool:
     return name.startswith(("backbone.", "backbone/"))
+
+
+def _statistic(node: ir.Node) -> bool:
+    """Whether it is part of a norm's mean square, the small number added to it included."""
+    return node.op_type in _STATISTICS or any(use.node.op_type == "Sqrt" for v in node.outputs for use in v.uses())
 
 
 def _retype(node: ir.Node, dtype: ir.DataType) -> None:

@@ -185,7 +185,7 @@ def operators(path: Path, folder: Path, *, disabled: tuple[str, ...] = ("SkipLay
     options.optimized_model_filepath = str(folder / "optimised.onnx")
     options.log_severity_level = 3
     onnxruntime.InferenceSession(path, options, disabled_optimizers=list(disabled))
-    nodes = onnx.load(folder / "optimised.onnx").graph.node
+    nodes = onnx.load(folder / "optimised.onnx", load_external_data=False).graph.node
     counts = Counter(n.op_type for n in nodes if n.domain or n.op_type in _TOLD)
     return {
         kind: counts[kind] for kind in sorted(counts) if not kind.startswith("Reorder")
