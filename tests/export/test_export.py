@@ -207,7 +207,7 @@ def test_a_backbone_in_half_precision_is_served_in_float32(table, config, cache,
     bundle = export(train(table, tmp_path / "run", asked, cache=cache).folder, tmp_path / "bundle")
     weights = onnx.load(bundle.folder / "model.onnx", load_external_data=False).graph.initializer
     assert onnx.TensorProto.BFLOAT16 not in {weight.data_type for weight in weights}
-    assert verify(bundle.folder)["worst_scaled_error"] < 1e-4
+    assert verify(bundle.folder)["graphs"]["model.onnx"]["worst_scaled_error"] < 1e-4
 
 
 def test_a_backbone_may_have_moved(run, backbone, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ def test_padding_and_last_token_from_file_to_file(family, side, table, tmp_path)
     assert run.preprocessing.text.padding_side == side
     bundle = export(run.folder, tmp_path / "bundle").folder
     assert json.loads((bundle / "levi.json").read_text())["preprocessing"]["text"]["padding_side"] == side
-    assert verify(bundle)["alone_against_batched"]["max_scaled_error"] < 1e-4
+    assert verify(bundle)["graphs"]["model.onnx"]["alone_against_batched"]["max_scaled_error"] < 1e-4
 
     runner = Runner(bundle)
     summary = predict_file(runner, table, tmp_path / "out.csv", all_probabilities=True)
