@@ -140,7 +140,9 @@ def test_fp16_answers_as_torch(name, traced, tmp_path):
     levi, path = traced(name, "first")
     model, changes = derive(path, "fp16")
     assert changes["nodes in fp16"] > 10
-    assert all(v.dtype == ir.DataType.FLOAT for n, v in model.graph.initializers.items() if n.startswith("ensemble"))
+    assert "ensemble" not in {
+        n.partition(".")[0] for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.FLOAT16
+    }
     agrees(session(model, tmp_path), levi, name, tolerance=5e-2 if name == "t5" else 1e-2)  # T5's scores are not scaled
 
 
