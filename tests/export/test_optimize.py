@@ -68,7 +68,7 @@ def feeds(name: str, rows: int, tokens: int, seed: int = 0) -> dict[str, np.ndar
     lengths[0] = tokens
     mask = (np.arange(tokens) < lengths[:, None]).astype(np.int64)
     if name in CAUSAL:
-        mask = mask[:, ::-1].copy()
+        mask[:] = 1  # padded on the left, the first token would be padding, which is nobody's answer
     return {"input_ids": draw.integers(3, 60, (rows, tokens)) * mask, "attention_mask": mask}
 
 
@@ -124,7 +124,7 @@ def test_one_reader_of_all_tokens_stops_the_cut(traced, tmp_path):
     """The last layer's output gets a second reader, which takes its largest value over all tokens."""
     _, path = traced("bert", "first")
     model = ir.load(path)
-    last = [n for n in model.graph if n.op_type == "Gather" and n.name.startswith("ensemble")][-1]
+    last = [n for n in model.graph if n.op_type == "Gather" and n.attributes.get_int("axis", 0) == 1][-1]
     axes = ir.Value(name="axes", const_value=ir.tensor(np.asarray([1]), name="axes"))
     model.graph.register_initializer(axes)
     pooled = ir.node("ReduceMax", [last.inputs[0], axes], attributes={"keepdims": 0}, name="second/ReduceMax")
@@ -140,7 +140,9 @@ def test_fp16_answers_as_torch(name, traced, tmp_path):
     levi, path = traced(name, "first")
     model, changes = derive(path, "fp16")
     assert changes["nodes in fp16"] > 10
-    assert all(v.dtype == ir.DataType.FLOAT for n, v in model.graph.initializers.items() if n.startswith("ensemble"))
+    assert "ensemble" not in {
+        n.partition(".")[0] for n, v in model.graph.initializers.items() if v.dtype == ir.DataType.FLOAT16
+    }
     agrees(session(model, tmp_path), levi, name, tolerance=5e-2 if name == "t5" else 1e-2)  # T5's scores are not scaled
 
 
