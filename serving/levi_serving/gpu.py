@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Captures", "GpuSettings", "bucket", "provider_options"]
+__all__ = ["Captures", "GpuSettings", "bucket", "positions", "provider_options"]
 
 Shape = tuple[int | str, ...]
 
@@ -188,7 +188,7 @@ class Captures:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Run one batch whose shape is a bucket's; without a graph when it is too large or one too many."""
         key = tuple(array.shape for array in feeds.values())
-        tokens = max(_tokens(array.shape) for array in feeds.values())
+        tokens = max(positions(array.shape) for array in feeds.values())
         with self._lock:
             found = self._made.get(key)
             if found is None and (
@@ -207,6 +207,6 @@ class Captures:
             return found.run(feeds)
 
 
-def _tokens(shape: tuple[int, ...]) -> int:
+def positions(shape: tuple[int, ...]) -> int:
     """What a batch costs: its padded tokens, or its images' patches of 16 x 16 pixels."""
     return int(np.prod(shape)) if len(shape) < 4 else shape[0] * shape[2] * shape[3] // 16**2

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from levi_serving.errors import BundleError, LeviError, MissingExtraError, ProviderError, UsageError
-from levi_serving.gpu import Captures, GpuSettings, bucket, provider_options
+from levi_serving.gpu import Captures, GpuSettings, bucket, positions, provider_options
 from levi_serving.machine import usable_cores
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ _PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+_KEPT = 2048  # padded tokens; the memory that a larger batch needed is not kept for the next
 _ARITHMETIC = {
     "Attention", "Conv", "ConvInteger", "FusedMatMul", "Gemm", "MatMul", "MatMulInteger", "MatMulNBits",
     "MultiHeadAttention", "QAttention", "QLinearMatMul",
@@ -136,11 +137,13 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cores()
         options.log_severity_level = 3  # errors; warnings of a failed provider become the error below
-        options.enable_cpu_mem_arena = False  # the arena keeps its peak for good and saves no time here
+        # Buffers are kept between runs: fresh memory costs a tenth of a run in page faults (benchmarks/speed/memory.py).
+        options.enable_mem_pattern = (
+            False  # a plan of buffers for every shape seen would be kept too, and saves nothing
+        )
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle costs no CPU
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if trace is not None:
-            options.enable_cpu_mem_arena = True  # the trace's notes would break up the memory that buffers reuse
             options.enable_profiling = True
             options.profile_file_prefix = str(trace / "trace")
             options.optimized_model_filepath = str(trace / OPTIMIZED)
@@ -185,6 +188,8 @@ class Session:
         self.inputs: dict[str, tuple[Any, ...]] = {i.name: tuple(i.shape) for i in session.get_inputs()}
         self.outputs: dict[str, tuple[Any, ...]] = {o.name: tuple(o.shape) for o in session.get_outputs()}
         self._session = session
+        self._give_back = onnxruntime.RunOptions()  # what a batch needed goes back to the system after it
+        self._give_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._captures = None
         if device == "cuda" and gpu.capture_tokens:
             self._captures = Captures(onnxruntime, session, gpu, self.outputs)
@@ -207,7 +212,8 @@ class Session:
         try:
             if self._captures is not None:
                 return self._captures.run(declared)
-            answers = self._session.run(names, declared)
+            large = self.device == "cpu" and max(positions(array.shape) for array in declared.values()) > _KEPT
+            answers = self._session.run(names, declared, self._give_back if large else None)
         except Exception as error:  # as above
             shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise LeviError(f"onnxruntime failed on a batch of {shapes}: {error}") from error

@@ -44,17 +44,23 @@ def onnxruntime(monkeypatch, *, built_with, starts):
         def get_outputs(self):
             return [SimpleNamespace(name="logits", shape=["batch", 2])]
 
-        def run(self, names, feeds):
+        def run(self, names, feeds, options=None):
+            made[-1]["gives back"] = options
             raise RuntimeError("out of memory")
 
     class SessionOptions(SimpleNamespace):
         def add_session_config_entry(self, key, value):
             vars(self)[key] = value
 
+    class RunOptions(dict):
+        def add_run_config_entry(self, key, value):
+            self[key] = value
+
     fake = SimpleNamespace(
         __version__="1.31.0",
         get_available_providers=lambda: built_with,
         SessionOptions=SessionOptions,
+        RunOptions=RunOptions,
         InferenceSession=InferenceSession,
         preload_dlls=lambda: None,
     )
@@ -71,6 +77,16 @@ def test_cuda_is_used_where_the_gpu_build_is_installed(monkeypatch, tmp_path):
     assert made[0]["fallback"] is False
     with pytest.raises(LeviError, match=r"failed on a batch of input_ids \(2, 3\): out of memory"):
         session.run({"input_ids": np.zeros((2, 3))})
+
+
+def test_only_a_large_batch_gives_its_memory_back(monkeypatch, tmp_path):
+    installed(monkeypatch, "onnxruntime")
+    made = onnxruntime(monkeypatch, built_with=[CPU], starts=[CPU])
+    session = Session(tmp_path / "model.onnx")
+    for shape, given_back in (((8, 128), None), ((32, 128), {"memory.enable_memory_arena_shrinkage": "cpu:0"})):
+        with pytest.raises(LeviError, match="out of memory"):
+            session.run({"input_ids": np.zeros(shape)})
+        assert made[0]["gives back"] == given_back
 
 
 def test_a_provider_that_does_not_start_is_an_error(monkeypatch, tmp_path):
