@@ -137,10 +137,9 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cores()
         options.log_severity_level = 3  # errors; warnings of a failed provider become the error below
-        # Buffers are kept between runs: fresh memory costs a tenth of a run in page faults (benchmarks/speed/memory.py).
-        options.enable_mem_pattern = (
-            False  # a plan of buffers for every shape seen would be kept too, and saves nothing
-        )
+        # Buffers are kept between runs: fresh memory costs a tenth of a run in page faults. A plan of buffers for
+        # every shape seen would be kept too, and saves nothing (benchmarks/speed/memory.py).
+        options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle costs no CPU
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if trace is not None:
