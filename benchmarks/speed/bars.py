@@ -87,11 +87,12 @@ def models(work: Path) -> dict[str, Path]:
     for name, model in configs.items():
         bundles[name] = work / f"{name}-bundle"
         if not bundles[name].is_dir():
-            print(f"training {name}", flush=True)
-            config = Config(model=model, data=DataConfig(split_column="split"))
-            run = train(table, work / f"{name}-run", config, cache=work / "cache", overwrite=True)
-            precisions = ("fp32", "int8") if name == "attention" else ("fp32",)
-            export(run.folder, bundles[name], precisions=precisions)
+            run = work / f"{name}-run"
+            if not (run / "run.json").is_file():
+                print(f"training {name}", flush=True)
+                config = Config(model=model, data=DataConfig(split_column="split"))
+                train(table, run, config, cache=work / "cache", overwrite=True)
+            export(run, bundles[name], precisions=("fp32", "int8") if name == "attention" else ("fp32",))
     return bundles
 
 
