@@ -135,7 +135,7 @@ def test_help_names_every_command(levi):
         (["bench", "{bundle}", "--against", "torch"], 2, "Give --run RUN"),
         (["bench", "{bundle}", "--against", "tensorrt"], 2, "--against is 'tensorrt'; expected torch, torch-compile"),
         (["bench", "{bundle}", "--threads", "1,0"], 2, "--threads is '1,0'"),
-        (["bench", "{bundle}", "--precision", "int8"], 1, "has no int8 graph; it has fp32"),
+        (["bench", "{bundle}", "--precision", "int8"], 1, "has no int8 graph for the device 'cpu'; it has fp32"),
         (["bench", "{bundle}", "--quick", "--mlperf"], 2, "leave out --quick and --duration"),
         (["bench", "{bundle}", "--qps", "5"], 2, "are of --scenario server"),
         (["bench", "{bundle}", "--scenario", "server"], 2, "give --qps RATE, or --find-peak"),
@@ -211,7 +211,7 @@ def test_a_sweep_is_written_drawn_and_compared(levi, bundle, tmp_path):
     assert report["cold_start_s"]["onnxruntime-fp32"] > 0
     result = report["workloads"][0]["results"]["onnxruntime-fp32"]
     assert 0 < result["padding_share"] < 1
-    assert (result["about"]["threads"], result["about"]["precision"]) == (1, "fp32")
+    assert (result["about"]["threads"], result["about"]["workers"], result["about"]["precision"]) == (1, 1, "fp32")
     assert "onnxruntime-fp32, 1 thread" in page.read_text()
     code, out, _ = levi("bench", bundle, *options, "--scenario", "offline", "--compare", old)
     assert code == 0

@@ -140,7 +140,7 @@ def test_a_wrong_graph_is_not_kept(run, room, tmp_path, monkeypatch):
 
 def test_a_failure_leaves_the_old_bundle(run, room, bundle_copy, monkeypatch):
     before = {path.name: path.read_bytes() for path in bundle_copy.iterdir()}
-    monkeypatch.setattr(room, "_prove", lambda *_: (_ for _ in ()).throw(ParityError("not equal")))
+    monkeypatch.setattr(room, "_prove", lambda *_, **__: (_ for _ in ()).throw(ParityError("not equal")))
     with pytest.raises(UsageError, match="exists and is not empty"):
         export(run.folder, bundle_copy)
     with pytest.raises(ParityError):

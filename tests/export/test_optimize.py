@@ -170,7 +170,7 @@ def test_bf16_is_a_valid_graph(traced, tmp_path):
     model, changes = derive(path, "bf16")
     assert changes["nodes in bf16"] > 10
     assert model.opset_imports[""] == 22
-    ir.save(model, tmp_path / "model.onnx")
+    ir.save(model, tmp_path / "model.onnx", external_data="model.onnx.data")
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
     assert {v.dtype for v in (*model.graph.inputs, *model.graph.outputs)} == {ir.DataType.FLOAT}
 

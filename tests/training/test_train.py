@@ -35,7 +35,7 @@ def same(a, b):
 
 def test_what_a_run_holds(run, config):
     assert sorted(p.name for p in run.folder.iterdir()) == [
-        "log.jsonl", "run.json", "samples.json", "tokenizer.json", "weights.safetensors",
+        "log.jsonl", "run.json", "samples.json", "targets.json", "tokenizer.json", "weights.safetensors",
     ]  # fmt: skip
     assert not [name for name in weights(run) if "backbone" in name], "only what was trained"
     log = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]

@@ -183,7 +183,8 @@ class Measurement:
     @property
     def threads(self) -> object:
         """Of the first target, and so of all; None where it does not say."""
-        return next(iter(self.targets.values())).get("threads")
+        first: dict[str, Any] = dict(next(iter(self.targets.values())))
+        return first["threads"] * first.get("workers", 1) if "threads" in first else None
 
     @property
     def name(self) -> str:
