@@ -75,15 +75,13 @@ class AttentionPooling(nn.Module):
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """Pool (B, T, D) under a mask (B, T), None where all is real, to (B, (1 + Q) · D)."""
-        queries = self.queries / hidden.shape[2] ** 0.5  # a constant when it serves
-        scores = (hidden @ queries.T).transpose(1, 2)  # (B, Q, T): the scores are turned, not the tokens
-        if mask is None:
-            attended = scores.softmax(dim=2) @ hidden
-            return torch.cat([hidden.mean(dim=1, keepdim=True), attended], dim=1).flatten(1)
-        real = mask.to(hidden.dtype)
-        weights = (scores + (1 - real).unsqueeze(1) * torch.finfo(hidden.dtype).min).softmax(dim=2)
-        uniform = real / real.sum(dim=1, keepdim=True)  # (B, T)
-        return (torch.cat([uniform.unsqueeze(1), weights], dim=1) @ hidden).flatten(1)
+        # The mean is a query of zeros: it weighs all real tokens alike. All of this is a constant when it serves.
+        queries = torch.cat([torch.zeros_like(self.queries[:1]), self.queries]) / hidden.shape[2] ** 0.5
+        scores = (hidden @ queries.T).transpose(1, 2)  # (B, 1 + Q, T): the scores are turned, not the tokens
+        if mask is not None:
+            scores = scores + (1 - mask.to(hidden.dtype)).unsqueeze(1) * torch.finfo(hidden.dtype).min
+        pooled: Tensor = (scores.softmax(dim=2) @ hidden).flatten(1)
+        return pooled
 
 
 def pooling(name: Name, *, width: int, queries: int) -> FixedPooling | AttentionPooling:

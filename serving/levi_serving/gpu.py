@@ -8,6 +8,7 @@ https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html and 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Mapping
@@ -209,4 +210,4 @@ class Captures:
 
 def positions(shape: tuple[int, ...]) -> int:
     """What a batch costs: its padded tokens, or its images' patches of 16 x 16 pixels."""
-    return int(np.prod(shape)) if len(shape) < 4 else shape[0] * shape[2] * shape[3] // 16**2
+    return math.prod(shape) if len(shape) < 4 else shape[0] * shape[2] * shape[3] // 16**2

@@ -204,8 +204,9 @@ class Runner:
         """One batch; on a GPU that replays graphs it is filled up to a bucket with its last row."""
         longest = int(encoded.tokens.lengths[rows].max()) if encoded.tokens is not None else 1
         count, longest = self.session.padded(len(rows), longest)
-        filled = np.pad(rows, (0, count - len(rows)), mode="edge")
-        return self.session.run(encoded.batch(filled, tokens=longest))
+        if count > len(rows):
+            rows = np.pad(rows, (0, count - len(rows)), mode="edge")
+        return self.session.run(encoded.batch(rows, tokens=longest))
 
     def finish(self, outputs: Outputs) -> Predictions:
         """Turn the graph's answers into labels, probabilities, disagreement, and where to abstain."""
