@@ -7,8 +7,9 @@ COMPAT := .venv-compat
 
 .PHONY: test test-compat check demo clean
 
+# A worker a core, a file a worker: what a module sets up is set up once. Each computes on its own core.
 test: check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Apart from the rest for its time: an older transformers, and bundles opened in optimum-onnx, which wants that one.
 test-compat: $(READY) $(COMPAT)/.ready
