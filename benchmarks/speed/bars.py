@@ -3,17 +3,16 @@
     python benchmarks/speed/bars.py --work FOLDER [--sentence-transformers-python PATH] [--effort 1] [-o docs/speed.md]
 
 Trains on amazon_reviews (LEVI_DATA, default ../shared/data) with all-MiniLM-L6-v2, taps 2, 4 and 6 and an mlp branch,
-once; FOLDER keeps runs and bundles. Latencies: one thread, all sides in turns in this process, as the ratio of their
+once; FOLDER keeps runs and bundles. Latencies: one thread, two sides in turns in this process, as the ratio of their
 times in the same turn. Files: fresh processes in turns. Rows are the data's own. Some forty minutes on two quiet
 cores. PATH is the Python of an environment made by
 
-    python -m venv st && st/bin/pip install 'sentence-transformers[onnx]' torch
+    python -m venv st && st/bin/pip install 'sentence-transformers[onnx]' torch pyarrow
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -50,6 +49,10 @@ from levi_serving.session import Session
 PAGE = Path(__file__).parents[2] / "docs" / "speed.md"
 SHAPES = ((1, 32), (1, 128), (8, 128), (32, 128))
 TURNS = {32: 120, 128: 50, 1024: 15, 4096: 6}
+PAIRS = (
+    ("levi", "bare"), ("mean", "bare"), ("levi", "torch"), ("levi", "torch-compile"), ("levi", "openvino"),
+    ("int8", "openvino-default"), ("int8", "levi"), ("cut", "uncut"),
+)  # fmt: skip
 BUDGET = 1024  # padded tokens of a batch, the runner's own default
 LAYERS, WIDTH, INNER = 6, 384, 1536  # of all-MiniLM-L6-v2
 
@@ -170,8 +173,10 @@ def latencies(bundles: dict[str, Path], work: Path, effort: float) -> tuple[list
             name: (lambda one=one, feeds=feeds: one._request.infer(feeds, share_inputs=True))
             for name, one in others.items()
         }
-        found[shape] = turns(sides, max(4, round(effort * TURNS[shape[0] * shape[1]])))
-        print(shape, {name: round(1000 * median(times), 2) for name, times in found[shape].items()}, flush=True)
+        count = max(4, round(effort * TURNS[shape[0] * shape[1]]))
+        # Two at a time: between two turns of one side, nothing but the other has used the caches.
+        found[shape] = {pair: turns({name: sides[name] for name in pair}, count) for pair in PAIRS}
+        print(shape, {pair: [round(1000 * median(t), 2) for t in x.values()] for pair, x in found[shape].items()})
     os.sched_setaffinity(0, cores)
     return bars(found), found
 
@@ -184,7 +189,8 @@ def bars(found: dict[Any, Any]) -> list[Line]:
     ) -> None:
         cells, met = [], []
         for shape, bar in zip(SHAPES, least, strict=True):
-            own_s, other_s = found[shape][own], found[shape][other]
+            pair = found[shape][own, other]
+            own_s, other_s = pair[own], pair[other]
             pairs = ratio(other_s, own_s) if most else ratio(own_s, other_s)
             cells.append(f"{pairs['median']:.3f} [{pairs['low']:.3f}, {pairs['high']:.3f}]")
             if bar is not None:
@@ -234,7 +240,7 @@ def flops(lengths: np.ndarray) -> float:
 def peaks(found: dict[Any, Any], whole: tuple[float, float]) -> list[Line]:
     """Useful operations a second over the machine's own rate of matrix products."""
     one, both = peak.measure(1), peak.measure(2)
-    seconds = median(found[8, 128]["levi"])
+    seconds = median(found[8, 128]["levi", "bare"]["levi"])
     share = flops(np.full(8, 128)) / seconds / one.products
     operations, taken = whole
     files = operations / taken / both.products
@@ -410,7 +416,7 @@ def page(lines: Sequence[Line], found: dict[Any, Any], command: str, load: float
         f"{about['python']}, {versions}. It took {seconds:.0f} s.",
         "",
         "Model: all-MiniLM-L6-v2, taps 2, 4 and 6, attention pooling and an mlp branch unless said otherwise, trained",
-        "on amazon_reviews. Latencies with one thread pinned to one core, all sides in turns in one process, at (1,",
+        "on amazon_reviews. Latencies with one thread pinned to one core, two sides in turns in one process, at (1,",
         "32), (1, 128), (8, 128) and (32, 128); a number is the median of the ratios turn by turn, with its 95 %",
         "interval; in brackets where no bar is set. At (32, 128) ours are cut into four batches, as the runner cuts a",
         "query; the others take it whole. Files: two cores, nothing pinned, fresh processes in turns; there the",
@@ -428,9 +434,9 @@ def page(lines: Sequence[Line], found: dict[Any, Any], command: str, load: float
         "| | " + " | ".join(map(str, SHAPES)) + " |",
         "|---|" + "---|" * len(SHAPES),
     ]
-    for name in next(iter(found.values())):
-        cells = [f"{1000 * median(found[shape][name]):.2f}" for shape in SHAPES]
-        times.append(f"| {name} | " + " | ".join(cells) + " |")
+    for pair in PAIRS:
+        cells = [" / ".join(f"{1000 * median(t):.2f}" for t in found[shape][pair].values()) for shape in SHAPES]
+        times.append(f"| {' / '.join(pair)} | " + " | ".join(cells) + " |")
     return "\n".join([*head, *body, *times, ""])
 
 
@@ -449,7 +455,6 @@ def main() -> None:
     line, whole = overhead(bundles, options.work, options.effort)
     lines += [*files(bundles, options.work, options.sentence_transformers_python, options.effort), line]
     lines += [*peaks(found, whole), memory(bundles, options.work, options.effort)]
-    (options.work / "latencies.json").write_text(json.dumps({str(shape): one for shape, one in found.items()}))
     command = f"--work FOLDER --sentence-transformers-python PATH --effort {options.effort:g}"
     text = page(lines, found, command, load, time.perf_counter() - started)
     options.output.write_text(text, encoding="utf-8")

@@ -1,0 +1,62 @@
+"""What bounds the bars that are not met: the time of a run by part, at the shapes of the bars. Writes docs/bounds.md.
+
+    python benchmarks/speed/bounds.py BUNDLE [-o docs/bounds.md]
+
+BUNDLE is the one that benchmarks/speed/bars.py made with attention pooling, with an fp32 and an int8 graph. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from levi_serving.bench.environment import environment
+
+
+def taken_apart(bundle: Path, precision: str, rows: int, tokens: int) -> str:
+    """The profile of one shape, as the command prints it."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            str(Path(sys.executable).with_name("levi")), "bench", str(bundle), "--batch-size", str(rows), "--length",
+            str(tokens), "--precision", precision, "--threads", "1", "--duration", "8", "--profile", f"{folder}/p.html",
+        ]  # fmt: skip
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return text.partition("\n\nThe flame view")[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/bounds.md"))
+    options = parser.parse_args()
+    about: dict[str, Any] = environment()
+    model = json.loads((options.bundle / "levi.json").read_text(encoding="utf-8"))["model"]
+    parameters = model["parameters"]
+    lines = [
+        "# What bounds the bars that are not met",
+        "",
+        "Written by `python benchmarks/speed/bounds.py BUNDLE`; the bars are in [speed.md](speed.md).",
+        "",
+        f"{about['cpu']}, {about['usable_cores']} cores, load {about['load_average']}; Python {about['python']}, "
+        + ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+        + ". One thread.",
+        "",
+        f"The model trains {parameters['trained']:,} parameters beside {parameters['backbone']:,} in the backbone. Of a",
+        "short run each weight is read once, so there a head costs what its weights take to come from memory; of a long",
+        "one nothing but the backbone's products matters, and then what stands between two products: softmax, GELU,",
+        "norms and copies, which onnxruntime computes in passes of their own.",
+    ]
+    for precision, rows, tokens in (("fp32", 1, 32), ("fp32", 8, 128), ("int8", 8, 128)):
+        text = taken_apart(options.bundle, precision, rows, tokens)
+        print(text, flush=True)
+        lines += ["", f"## {precision}, ({rows}, {tokens})", "", "```", text, "```"]
+    options.output.write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
