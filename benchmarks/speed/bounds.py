@@ -46,10 +46,10 @@ def main() -> None:
         + ", ".join(f"{name} {version}" for name, version in about["versions"].items())
         + ". One thread.",
         "",
-        f"The model trains {parameters['trained']:,} parameters beside {parameters['backbone']:,} in the backbone. Of a",
-        "short run each weight is read once, so there a head costs what its weights take to come from memory; of a long",
-        "one nothing but the backbone's products matters, and then what stands between two products: softmax, GELU,",
-        "norms and copies, which onnxruntime computes in passes of their own.",
+        f"The model trains {parameters['trained']:,} parameters beside {parameters['backbone']:,} in the backbone. Of",
+        "a short run each weight is read once, so a head costs what its weights take to come from memory; of a long one",
+        "nothing but the backbone's products matters, and what stands between them: softmax, GELU, norms and copies,",
+        "which onnxruntime computes in passes of their own.",
     ]
     for precision, rows, tokens in (("fp32", 1, 32), ("fp32", 8, 128), ("int8", 8, 128)):
         text = taken_apart(options.bundle, precision, rows, tokens)
