@@ -46,8 +46,8 @@ def main() -> None:
         + ", ".join(f"{name} {version}" for name, version in about["versions"].items())
         + ". One thread.",
         "",
-        f"The model trains {parameters['trained']:,} parameters beside {parameters['backbone']:,} in the backbone. Of",
-        "a short run each weight is read once, so a head costs what its weights take to come from memory; of a long one",
+        f"The model trains {parameters['trained']:,} parameters beside {parameters['backbone']:,} in the backbone.",
+        "Of a short run each weight is read once, so a head costs what its weights take to come from memory; of a long one",
         "nothing but the backbone's products matters, and what stands between them: softmax, GELU, norms and copies,",
         "which onnxruntime computes in passes of their own.",
     ]

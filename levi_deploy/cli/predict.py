@@ -44,7 +44,7 @@ def command(
     input_format: Annotated[str | None, option("--input-format", help="csv, tsv, jsonl or parquet.")] = None,
     output_format: Annotated[str | None, option("--output-format", help="csv, tsv, jsonl or parquet.")] = None,
     window_rows: Annotated[
-        int | None, option("--window-rows", help="Rows in memory at a time [4096; 256 with images].", min=1)
+        int | None, option("--window-rows", help="Rows in memory at a time [2048; 256 with images].", min=1)
     ] = None,
     max_batch_tokens: Annotated[
         int | None, option("--max-batch-tokens", help="Most padded tokens of a batch [1024, or as tuned].", min=1)

@@ -23,7 +23,7 @@ from levi_serving.tables import BadRow, Chunk, Format, find_format, located, ope
 __all__ = ["Predictor", "Summary", "predict_file"]
 
 _AHEAD = 2  # windows prepared while one runs
-_ROWS, _IMAGES = 4096, 256  # rows of a window; a decoded image is some hundred kilobytes
+_ROWS, _IMAGES = 2048, 256  # rows of a window; a decoded image is some hundred kilobytes
 
 
 class Predictor(Protocol):
@@ -201,7 +201,7 @@ def predict_file(
         overwrite: replace OUTPUT and forget an interrupted run.
         input_format: csv, tsv, jsonl or parquet; by suffix when None.
         output_format: likewise.
-        window_rows: rows in memory at a time; 4096, or 256 with images, when None.
+        window_rows: rows in memory at a time; 2048, or 256 with images, when None.
         progress: told rows done, rows failed, and the share of the input read (NaN for a pipe).
 
     Returns:
