@@ -47,9 +47,9 @@ def main() -> None:
         + ". One thread.",
         "",
         f"The model trains {parameters['trained']:,} parameters beside {parameters['backbone']:,} in the backbone.",
-        "Of a short run each weight is read once, so a head costs what its weights take to come from memory; of a long one",
-        "nothing but the backbone's products matters, and what stands between them: softmax, GELU, norms and copies,",
-        "which onnxruntime computes in passes of their own.",
+        "Of a short run each weight is read once, so a head costs what its weights take to come from memory. Of a long",
+        "one the backbone's products matter, and what stands between them: softmax, GELU, norms and copies, which",
+        "onnxruntime computes in passes of their own.",
     ]
     for precision, rows, tokens in (("fp32", 1, 32), ("fp32", 8, 128), ("int8", 8, 128)):
         text = taken_apart(options.bundle, precision, rows, tokens)
