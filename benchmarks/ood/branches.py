@@ -282,7 +282,8 @@ Written by `python benchmarks/ood/branches.py --seeds {seeds}`, with the sentenc
 
 Mean ± standard deviation over {seeds} seeds. Each method was trained at the learning rates {RATES[0]:g} and
 {RATES[1]:g} with the first seed; the one with the lower loss on `id_val` was kept. No OOD row chose
-anything. Fit is the training time once the taps are stored. `linear probe` and `branch alone` are the paper's
+anything. Fit is the training time once the taps are stored, an upper bound: the machine did other work too. `linear
+probe` and `branch alone` are the paper's
 simplest baselines; fine-tuning is not among these rows.
 
 {chr(10).join([section(study) + chr(10) for study in studies]).rstrip()}
