@@ -11,6 +11,7 @@ from levi_serving.tables import Chunk, Records
 
 __all__ = ["ImageFolder"]
 
+_FOR_READING = "A folder of images is for reading. Write predictions as csv, jsonl or parquet."
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -55,8 +56,12 @@ class ImageFolder:
         Raises:
             UsageError: always.
         """
-        raise UsageError("A folder of images is for reading. Write predictions as csv, jsonl or parquet.")
+        raise UsageError(_FOR_READING)
 
     def join(self, parts: Sequence[Path], file: BinaryIO) -> None:
-        """Not for output."""
-        raise NotImplementedError
+        """Not for output.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(_FOR_READING)
