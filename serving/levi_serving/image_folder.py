@@ -58,7 +58,7 @@ class ImageFolder:
         """
         raise UsageError(_FOR_READING)
 
-    def join(self, parts: Sequence[Path], file: BinaryIO) -> None:
+    def join(self, parts: Sequence[Path], file: BinaryIO) -> None:  # noqa: ARG002
         """Not for output.
 
         Raises:
