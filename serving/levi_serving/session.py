@@ -137,8 +137,8 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or usable_cores()
         options.log_severity_level = 3  # errors; warnings of a failed provider become the error below
-        # Buffers are kept between runs: fresh memory costs a tenth of a run in page faults. A plan of buffers for
-        # every shape seen would be kept too, and saves nothing (benchmarks/speed/memory.py).
+        # Buffers are kept between runs: fresh memory costs page faults, up to an eighth of a run. A plan of
+        # buffers for every shape seen would be kept too, and saves nothing (docs/memory.md).
         options.enable_mem_pattern = False
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle costs no CPU
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
