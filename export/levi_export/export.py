@@ -47,6 +47,7 @@ __all__ = ["export"]
 
 Progress = Callable[[str], None]
 _MADE_FOR: dict[Precision, GraphDevice] = {"fp16": "any", "bf16": "cuda", "int8": "cpu", "int4": "cpu"}
+_INLINE = 256  # bytes; smaller constants lie in the graph itself
 
 
 def export(
@@ -136,7 +137,7 @@ def _write(trained: Run, levi: Levi, folder: Path, precisions: Sequence[Precisio
                 opset=narrowed.opset_imports[""],
                 changes=cut | changes,
             )
-            _save(narrowed, folder, graph.file)
+            _save(narrowed, folder, graph.file, beside=GRAPH if "fp32" in precisions else None)
         graphs.append(graph)
     if "fp32" not in precisions:
         for name in (GRAPH, WEIGHTS):
@@ -172,17 +173,35 @@ def _write(trained: Run, levi: Levi, folder: Path, precisions: Sequence[Precisio
     return Bundle.write(folder, manifest)
 
 
-def _save(model: ir.Model, folder: Path, file: str) -> None:
-    """Write a graph, its weights beside it.
+def _save(model: ir.Model, folder: Path, file: str, *, beside: str | None = None) -> None:
+    """Write a graph, its weights beside it; those that the graph ``beside`` has too are read from its file.
 
     Raises:
         ParityError: onnx finds it invalid.
     """
-    ir.save(model, folder / file, external_data=f"{file}.data")
+    there = ir.load(folder / beside).graph.initializers if beside else {}
+    own = []
+    for name, value in model.graph.initializers.items():
+        if name in there and _same(value.const_value, twin := there[name].const_value):
+            value.const_value = twin
+        elif value.const_value is not None and value.const_value.nbytes > _INLINE:
+            own.append(value)
+    tensors = [value.const_value for value in own if value.const_value is not None]
+    written = ir.external_data.convert_tensors_to_external(tensors, folder, f"{file}.data")
+    for value, tensor in zip(own, written, strict=True):
+        value.const_value = tensor
+    ir.save(model, folder / file)
     try:
         onnx.checker.check_model(str(folder / file), full_check=True)
     except onnx.checker.ValidationError as error:
         raise ParityError(f"onnx finds the graph {file} invalid: {error}. Nothing was written.") from error
+
+
+def _same(one: ir.TensorProtocol | None, other: ir.TensorProtocol | None) -> bool:
+    """Whether two constants are the same to the bit."""
+    if one is None or other is None or (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return one.tobytes() == other.tobytes()
 
 
 def _prove(folder: Path, graph: Graph, trained: Run, *, min_agreement: float, max_drop: float) -> dict[str, Any]:

@@ -64,13 +64,35 @@ def test_each_has_its_own_certificate(several, run):
     assert int8["metric"]["torch"] == pytest.approx(right.mean())
 
 
-def test_weights_lie_beside_each_graph(several):
-    for graph in Bundle.open(several).manifest.graphs:
-        model = onnx.load(several / graph.file, load_external_data=False)
-        outside = [i for i in model.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL]
-        assert {e.value for i in outside for e in i.external_data if e.key == "location"} == {f"{graph.file}.data"}
-        inside = [i for i in model.graph.initializer if i.data_location != onnx.TensorProto.EXTERNAL]
-        assert sum(len(i.raw_data) for i in inside) < 20_000
+def outside(folder, file):
+    """Where each constant that is not in the graph itself lies: file, offset and length."""
+    model = onnx.load(folder / file, load_external_data=False)
+    inside = [i for i in model.graph.initializer if i.data_location != onnx.TensorProto.EXTERNAL]
+    assert sum(len(i.raw_data) for i in inside) < 20_000
+    return {
+        i.name: tuple(e.value for e in i.external_data if e.key != "checksum")
+        for i in model.graph.initializer
+        if i.data_location == onnx.TensorProto.EXTERNAL
+    }
+
+
+def test_a_weight_of_two_graphs_is_stored_once(several):
+    fp32 = outside(several, "model.onnx")
+    assert {place[0] for place in fp32.values()} == {"model.onnx.data"}
+    for file in ("model.int8.onnx", "model.fp16.onnx"):
+        own = outside(several, file)
+        assert {place[0] for place in own.values()} == {f"{file}.data", "model.onnx.data"}
+        assert own[WORDS] == fp32[WORDS]
+        shared = [name for name, place in own.items() if place[0] == "model.onnx.data"]
+        assert {name: own[name] for name in shared} == {name: fp32[name] for name in shared}
+        lengths = sum(int(place[-1]) for place in own.values() if place[0] == f"{file}.data")
+        assert (several / f"{file}.data").stat().st_size == lengths < (several / "model.onnx.data").stat().st_size
+
+
+def test_a_graph_alone_has_all_its_weights(run, tmp_path):
+    export(run.folder, tmp_path / "bundle", precisions=("int8",), min_agreement=0.9, max_drop=100)
+    assert {place[0] for place in outside(tmp_path / "bundle", "model.int8.onnx").values()} == {"model.int8.onnx.data"}
+    assert not (tmp_path / "bundle" / "model.onnx.data").exists()
 
 
 def test_verify_replays_each(several):
