@@ -44,7 +44,7 @@ def main() -> None:
         "",
         f"{about['cpu']}, {about['usable_cores']} cores, load {about['load_average']}; Python {about['python']}, "
         + ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-        + ". One thread.",
+        + f"; memory from {about['allocator']}. One thread.",
         "",
         f"The model trains {parameters['trained']:,} parameters beside {parameters['backbone']:,} in the backbone.",
         "Of a short run each weight is read once, so a head costs what its weights take to come from memory. Of a long",

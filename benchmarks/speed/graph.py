@@ -51,7 +51,7 @@ from levi_serving.bundle import REAL_ROWS, read_certificate
 from levi_serving.images import ImageSettings
 from levi_serving.parity import RealRows, agreement
 from levi_serving.preprocess import Preprocessing
-from levi_serving.session import Session
+from levi_serving.session import SLOWER, Session
 from levi_serving.text import TextSettings
 
 Shape = tuple[int, int]
@@ -86,7 +86,6 @@ FAMILIES: dict[str, tuple[str, Any, Preprocessing, tuple[int, ...], tuple[Shape,
     ),
 }
 ROUNDS = {32: 60, 128: 30, 197: 20, 1024: 9, 1576: 7, 4096: 5}  # by tokens in a batch
-SKIP = "SkipLayerNormFusion"
 _LEVELS = onnxruntime.GraphOptimizationLevel
 
 
@@ -144,11 +143,11 @@ class Variants:
         return target
 
     def session(
-        self, path: Path, *, disabled: tuple[str, ...] = (SKIP,), level: Any = _LEVELS.ORT_ENABLE_ALL
+        self, path: Path, *, disabled: tuple[str, ...] = SLOWER, level: Any = _LEVELS.ORT_ENABLE_ALL
     ) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False  # buffers as the runner has them
         options.graph_optimization_level = level
         return onnxruntime.InferenceSession(path, options, disabled_optimizers=list(disabled))
 
@@ -202,7 +201,8 @@ def family(name: str, folder: Path, threads: int, effort: float) -> list[str]:
 
     fused = made.changed(mean, "packed", packed)
     sessions = {
-        "as served: all of onnxruntime's fusions but SkipLayerNormalization": base,
+        "as served: all of onnxruntime's fusions but these two": base,
+        **{f"{fusion} too": made.session(mean, disabled=(other,)) for fusion, other in (SLOWER, SLOWER[::-1])},
         "all fusions": made.session(mean, disabled=()),
         "level BASIC": made.session(mean, level=_LEVELS.ORT_ENABLE_BASIC),
         "packed attention": made.session(fused),
@@ -337,7 +337,8 @@ def main() -> None:
         f"Written by `python benchmarks/speed/graph.py {command}`; nothing here was typed in.",
         "",
         f"Machine: {about['cpu']}, {about['usable_cores']} cores, load {load:.1f} at the start, {platform.machine()}.",
-        f"Python {about['python']}, {versions}. Threads of one run: {options.threads}.",
+        f"Python {about['python']}, {versions}; memory from {about['allocator']}.",
+        f"Threads of one run: {options.threads}.",
         "",
         "Shapes are (rows, tokens); weights are random. The first line of a table is a time, the others are how many",
         "times faster than it (median of the ratios taken turn by turn, and its 95 % interval).",

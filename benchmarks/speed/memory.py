@@ -22,6 +22,7 @@ import onnxruntime
 
 from levi_serving.bench.environment import environment
 from levi_serving.bench.stats import ratio
+from levi_serving.session import SLOWER
 
 FORMS = {  # arena, plan of buffers, memory of a large batch given back
     "returned after each run": (False, False, False),
@@ -37,7 +38,7 @@ def session(path: str, form: str) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 1
     options.enable_cpu_mem_arena, options.enable_mem_pattern, _ = FORMS[form]
     providers = ["CPUExecutionProvider"]
-    return onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=["SkipLayerNormFusion"])
+    return onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=list(SLOWER))
 
 
 def feeds(draw: np.random.Generator, rows: int, tokens: int) -> dict[str, np.ndarray]:
@@ -88,8 +89,10 @@ def main() -> None:
         f"Written by `python benchmarks/speed/memory.py BUNDLE --turns {options.turns}`; nothing here was typed in.",
         "",
         f"{about['cpu']}, {about['usable_cores']} cores, load {about['load_average']}; Python {about['python']}, "
-        f"onnxruntime {onnxruntime.__version__}. One thread. Each form's time, and how many times faster than buffers "
-        "that are returned (median of the turns' ratios, 95 % interval); page faults of a run.",
+        f"onnxruntime {onnxruntime.__version__}, memory from {about['allocator']}. One thread.",
+        "",
+        "Each form's time, and how many times faster than buffers that are returned (median of the turns' ratios, 95 %",
+        "interval); page faults of a run.",
         "",
         "| buffers | " + " | ".join(map(str, SHAPES)) + " |",
         "|---|" + "---|" * len(SHAPES),

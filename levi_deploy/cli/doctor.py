@@ -68,6 +68,8 @@ def _human(document: dict[str, Any]) -> str:
     runtimes = [f"{name} {versions[name]}" for name in ("onnxruntime", "onnxruntime-gpu") if name in versions]
     lines.append(f"{'onnxruntime':<14}{', '.join(runtimes) or 'missing'}")
     lines.append(f"{'providers':<14}{', '.join(runtime['providers']) or runtime['problem']}")
+    slower = "; preload mimalloc or tcmalloc for long batches on a CPU, see serving/README.md"
+    lines.append(f"{'allocator':<14}{about['allocator']}{slower if about['allocator'] == 'glibc' else ''}")
     for name, package in document["packages"].items():
         state = package["version"] or f"missing, for {package['for']}: {package['install']}"
         lines.append(f"{name:<14}{state}")

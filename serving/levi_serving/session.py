@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["OPTIMIZED", "Device", "Session", "providers", "settle"]
+__all__ = ["OPTIMIZED", "SLOWER", "Device", "Session", "providers", "settle"]
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
 OPTIMIZED = "optimized.onnx"
 """The graph as onnxruntime runs it, in the folder of a trace."""
+
+SLOWER = ("SkipLayerNormFusion", "BiasGeluFusion")
+"""onnxruntime's fusions whose CPU kernels take longer than what they replace (docs/graph.md); all are exact."""
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -164,8 +167,7 @@ class Session:
                 str(model),
                 options,
                 providers=providers,
-                # Exact, but its CPU kernel is slower than the Add and LayerNormalization it replaces.
-                disabled_optimizers=["SkipLayerNormFusion"] if device == "cpu" else [],
+                disabled_optimizers=list(SLOWER) if device == "cpu" else [],
             )
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise BundleError(

@@ -251,6 +251,7 @@ def test_doctor_names_what_is_missing_and_how_to_install_it(levi, monkeypatch):
     code, out, _ = levi("doctor")
     assert code == 0
     assert "CPUExecutionProvider" in out
+    assert "allocator     " in out
     from levi_deploy.cli import doctor
 
     monkeypatch.setitem(doctor._PACKAGES, "no-such-package", ("train", "dreaming"))

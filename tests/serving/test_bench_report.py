@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import platform
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from fakes import Clock, Echo
 
 from levi_serving.bench import Meter, Report, Workload, compare, single
+from levi_serving.bench.environment import allocator
 from levi_serving.bench.plot import plot
 from levi_serving.bench.report import DURATIONS
 from levi_serving.bench.stats import shift, windows
@@ -46,6 +48,25 @@ def noisy(rng, median, *, runs=1, memory=0.0):
     for k in range(1, len(noise)):
         noise[k] = memory * noise[k - 1] + math.sqrt(1 - memory**2) * noise[k]
     return (median * np.exp(0.1 * noise)).T.tolist()
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["/usr/lib/libmimalloc.so.2.0", "/usr/lib/libc.so.6"], "mimalloc"),
+        (["/usr/lib/libc.so.6", "/usr/lib/libtcmalloc_minimal.so.4.5.10"], "tcmalloc"),
+        (["/usr/lib/libjemalloc.so.2"], "jemalloc"),
+    ],
+)
+def test_a_report_says_where_memory_comes_from(tmp_path, files, expected):
+    maps = tmp_path / "maps"
+    maps.write_text(
+        "".join(f"7f00-7f10 r-xp 00000000 fe:00 77   {file}\n" for file in files) + "7f20-7f30 rw-p 00:00 0\n"
+    )
+    assert allocator(maps) == expected
+    maps.write_text("7f00-7f10 r-xp 00000000 fe:00 77   /usr/lib/libc.so.6\n")
+    assert allocator(maps) == (platform.libc_ver()[0] or platform.system())
+    assert report([1.0])["environment"]["allocator"]
 
 
 def test_shift_counts_orders():

@@ -10,12 +10,18 @@ import pytest
 from levi_serving import Runner
 from levi_serving.bench import Report, real, single
 from levi_serving.bench.openvino import OpenVino
-from levi_serving.errors import MissingExtraError
+from levi_serving.errors import MissingExtraError, UsageError
 
 
 def test_a_missing_openvino_names_its_extra(runner, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'levi-deploy\[openvino\]'"):
+        OpenVino(runner)
+
+
+def test_it_refuses_to_abort_under_another_allocator(runner, monkeypatch):
+    monkeypatch.setattr("levi_serving.bench.openvino.allocator", lambda: "mimalloc")
+    with pytest.raises(UsageError, match="mimalloc is preloaded"):
         OpenVino(runner)
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from levi_serving.machine import usable_cores
 
-__all__ = ["environment", "peak_memory"]
+__all__ = ["PRELOADED", "allocator", "environment", "peak_memory"]
+
+PRELOADED = ("mimalloc", "tcmalloc", "jemalloc")
+"""Allocators that may stand in for the C library's."""
 
 _PACKAGES = (
     "levi-deploy", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "torch",
@@ -30,9 +33,23 @@ def environment() -> dict[str, object]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "allocator": allocator(),
         "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "load_average": round(os.getloadavg()[0], 2),
     }
+
+
+def allocator(maps: Path = Path("/proc/self/maps")) -> str:
+    """Where this process's memory comes from: a preloaded mimalloc, tcmalloc or jemalloc, else the C library.
+
+    It decides where onnxruntime's buffers begin (docs/allocators.md).
+
+    Args:
+        maps: the files that are mapped into the process.
+    """
+    loaded = [Path(line.split()[-1]).name for line in (_read(str(maps)) or "").splitlines() if ".so" in line]
+    preloaded = (name for name in PRELOADED if any(file.startswith(f"lib{name}") for file in loaded))
+    return next(preloaded, platform.libc_ver()[0] or platform.system())
 
 
 def peak_memory() -> int:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from levi_serving.batching import plan
+from levi_serving.bench.environment import PRELOADED, allocator
 from levi_serving.bench.scenarios import budget
-from levi_serving.errors import LeviError, MissingExtraError
+from levi_serving.errors import LeviError, MissingExtraError, UsageError
 from levi_serving.predictions import Outputs, Predictions
 from levi_serving.preprocess import Encoded, Row
 from levi_serving.runner import Runner
@@ -30,10 +31,16 @@ class OpenVino:
 
     Raises:
         MissingExtraError: openvino is not installed.
+        UsageError: a memory allocator is preloaded that OpenVINO does not bear.
         LeviError: OpenVINO cannot load the graph.
     """
 
     def __init__(self, runner: Runner, *, exact: bool = True) -> None:
+        if (preloaded := allocator()) in PRELOADED:
+            raise UsageError(
+                f"{preloaded} is preloaded, and OpenVINO's CPU plugin aborts the process where the C library's "
+                "allocator is replaced. Leave --against openvino out, or unset LD_PRELOAD."
+            )
         try:
             import openvino
         except ModuleNotFoundError as error:

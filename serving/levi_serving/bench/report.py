@@ -152,7 +152,8 @@ def in_words(document: Mapping[str, Any]) -> str:
     lines = [
         f"{about['cpu']}, {about['usable_cores']} usable cores, {about['memory_gib']} GiB, "
         f"governor {about['governor'] or 'unknown'}, load {about['load_average']}",
-        f"{about['system']}, Python {about['python']}, peak memory {document['peak_memory_bytes'] / 2**20:.0f} MiB",
+        f"{about['system']}, Python {about['python']}, memory from {about['allocator']}, "
+        f"at most {document['peak_memory_bytes'] / 2**20:.0f} MiB",
     ]
     for workload in document["workloads"]:
         for name, result in workload["results"].items():

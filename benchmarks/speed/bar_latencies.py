@@ -1,0 +1,197 @@
+"""Latencies of bars.py: two sides in turns, one thread pinned to one core; and what int8 keeps of the answers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from bar_models import LAYERS, Line, data_file, flops
+from graph import Bare
+from openvino_side import OpenVinoSide
+
+from levi_deploy.demo import find_backbone
+from levi_deploy.model import Backbone
+from levi_deploy.training import Run
+from levi_export.convert import convert
+from levi_export.graph import clean
+from levi_serving import Runner
+from levi_serving.bench import peak
+from levi_serving.bench.stats import ratio
+from levi_serving.session import Session
+
+SHAPES = ((1, 32), (1, 128), (8, 128), (32, 128))
+TURNS = {32: 120, 128: 50, 1024: 15, 4096: 6}
+PAIRS = (
+    ("levi", "bare"), ("mean", "bare"), ("levi", "torch"), ("levi", "torch-compile"), ("levi", "openvino"),
+    ("int8", "openvino-default"), ("int8", "levi"), ("cut", "uncut"),
+)  # fmt: skip
+BUDGET = 1024  # padded tokens of a batch, the runner's own default
+
+
+def traced(model: Any, preprocessing: Any, path: Path) -> Path:
+    """A graph as the exporter traces it, without what is done to it afterwards."""
+    if not path.is_file():
+        graph = convert(model.eval(), preprocessing)
+        clean(graph)
+        ir.save(graph, path, external_data=f"{path.name}.data")
+    return path
+
+
+def clocked(side: Callable[[], object]) -> Callable[[], float]:
+    """A side that says how many seconds it took."""
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        side()
+        return time.perf_counter() - started
+
+    return seconds
+
+
+def turns(sides: dict[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
+    """Seconds of each side in each turn, the order rotating; two turns warm up."""
+    names, found = list(sides), {name: list[float]() for name in sides}
+    for turn in range(count + 2):
+        for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
+            taken = sides[name]()
+            if turn >= 2:
+                found[name].append(taken)
+    return found
+
+
+def latencies(bundles: dict[str, Path], work: Path, effort: float) -> tuple[list[Line], dict[Any, Any]]:
+    """All sides at all shapes, one thread each, pinned to one core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    torch.set_num_threads(1)
+    run = Run.open(work / "attention-run")
+    reference = run.reference()
+    runner = Runner(bundles["attention"], threads=1, precision="fp32")
+    text = runner.preprocessor
+    bare = Backbone.load(find_backbone(), lambda _: (LAYERS,))
+    uncut = Run.open(work / "first-run")
+
+    def session(path: Path) -> Session:
+        return Session(path, device="cpu", threads=1)
+
+    ours = {
+        "levi": runner.session,
+        "mean": session(bundles["mean"] / "model.onnx"),
+        "bare": session(traced(Bare(bare), run.preprocessing, work / "bare.onnx")),
+        "int8": session(bundles["attention"] / "model.int8.onnx"),
+        "cut": session(bundles["first"] / "model.onnx"),
+        "uncut": session(traced(uncut.levi(), uncut.preprocessing, work / "uncut.onnx")),
+    }
+    compiled = torch.compile(reference.levi, dynamic=False)
+    others = {
+        "openvino": OpenVinoSide(bundles["attention"], work, exact=True),
+        "openvino-default": OpenVinoSide(bundles["attention"], work, exact=False),
+    }
+    rows = pq.read_table(work / "rows.parquet")["text"].to_pylist()[:64]
+    found: dict[Any, Any] = {}
+    for shape in SHAPES:
+        batch = text.encode([text.tokenization.text_of(shape[1], rows[n:]) for n in range(shape[0])])
+        feeds = batch.batch(range(shape[0]))
+        assert feeds["input_ids"].shape == shape
+        tensors = {name: torch.from_numpy(array) for name, array in feeds.items()}
+
+        def asked(model: Any, tensors: Any = tensors) -> Any:
+            with torch.inference_mode():
+                return model(**{name: tensors[name] for name in reference.levi.inputs if name in tensors})
+
+        rows_each = max(1, BUDGET // shape[1])  # ours are cut as the runner cuts a query; the others take it whole
+        parts = [batch.batch(range(n, min(n + rows_each, shape[0]))) for n in range(0, shape[0], rows_each)]
+        sides = {
+            name: clocked(lambda one=one, parts=parts: [one.run(part) for part in parts]) for name, one in ours.items()
+        }
+        sides["torch"] = clocked(lambda: asked(reference.levi))
+        sides["torch-compile"] = clocked(lambda: asked(compiled))
+        for name, one in others.items():
+            one.take(feeds)
+            sides[name] = one.seconds
+        count = max(4, round(effort * TURNS[shape[0] * shape[1]]))
+        # Two at a time: between two turns of one side, nothing but the other has used the caches.
+        found[shape] = {pair: turns({name: sides[name] for name in pair}, count) for pair in PAIRS}
+        print(shape, {pair: [round(1000 * median(t), 2) for t in x.values()] for pair, x in found[shape].items()})
+    os.sched_setaffinity(0, cores)
+    return bars(found), found
+
+
+def bars(found: dict[Any, Any]) -> list[Line]:
+    lines = []
+
+    def compare(
+        what: str, against: str, own: str, other: str, least: Sequence[float | None], *, most: bool = False
+    ) -> None:
+        cells, met = [], []
+        for shape, bar in zip(SHAPES, least, strict=True):
+            pair = found[shape][own, other]
+            own_s, other_s = pair[own], pair[other]
+            pairs = ratio(other_s, own_s) if most else ratio(own_s, other_s)
+            cells.append(f"{pairs['median']:.3f} [{pairs['low']:.3f}, {pairs['high']:.3f}]")
+            if bar is not None:
+                met.append(pairs["median"] <= bar if most else pairs["median"] >= bar)
+            else:
+                cells[-1] = f"({cells[-1]})"
+        bars = [("≤ " if most else "≥ ") + f"{bar:g}" if bar else "–" for bar in least]
+        bar = bars[0] if len(set(bars)) == 1 else ", ".join(bars)
+        lines.append(Line(what, against, bar + " ×", "; ".join(cells), all(met)))
+
+    compare("LEVI, attention pooling: time", "the bare backbone", "levi", "bare", [1.05] * 4, most=True)
+    compare("LEVI, mean pooling: time", "the bare backbone", "mean", "bare", [1.02] * 4, most=True)
+    compare("LEVI: speed", "the same model in torch", "levi", "torch", [2.0, 1.4, 1.2, 1.15])
+    compare("LEVI: speed", "torch.compile, warm, a graph a shape", "levi", "torch-compile", [1.3, 1, 1, 1])
+    compare("LEVI: speed", "OpenVINO, the same graph, f32", "levi", "openvino", [0.97] * 4)
+    compare("LEVI int8: speed", "OpenVINO as it likes, the fp32 graph", "int8", "openvino-default", [1.2] * 4)
+    compare("LEVI int8: speed", "our fp32", "int8", "levi", [None, 2.4, 2.4, None])
+    compare("first-token pooling, cut: speed", "the same, not cut", "cut", "uncut", [None, None, 1.12, None])
+    return lines
+
+
+def quality(bundle: Path) -> Line:
+    """What int8 keeps of fp32's predictions and accuracy, on all ID test rows."""
+    table = pq.read_table(data_file())
+    table = table.filter(pc.equal(table["split"], "id_test"))
+    texts, targets = table["text"].to_pylist(), np.asarray([str(label) for label in table["label"].to_pylist()])
+    fp32, int8 = (
+        Runner(bundle, scenario="offline", precision=precision).predict(texts).labels for precision in ("fp32", "int8")
+    )
+    agreement = float((fp32 == int8).mean())
+    drop = 100 * float((fp32 == targets).mean() - (int8 == targets).mean())
+    return Line(
+        "LEVI int8: agreement; accuracy lost",
+        f"our fp32, {len(texts):,} ID test rows",
+        "≥ .97; ≤ 0.5 points",
+        f"{agreement:.3f}; {drop:.2f} points",
+        agreement >= 0.97 and drop <= 0.5,
+    )
+
+
+def peaks(found: dict[Any, Any], whole: tuple[float, float]) -> list[Line]:
+    """Useful operations a second over the machine's own rate of matrix products."""
+    one, both = peak.measure(1), peak.measure(2)
+    seconds = median(found[8, 128]["levi", "bare"]["levi"])
+    share = flops(np.full(8, 128)) / seconds / one.products
+    operations, taken = whole
+    files = operations / taken / both.products
+    return [
+        Line(
+            "LEVI at (8, 128), one thread: useful operations",
+            f"the machine's SGEMM peak, {one.products / 1e9:.0f} GFLOP/s ({one.by})", "≥ 88 %", f"{share:.1%}",
+            share >= 0.88,
+        ),
+        Line(
+            "`levi predict`, both cores, file to file: useful operations",
+            f"the machine's SGEMM peak, {both.products / 1e9:.0f} GFLOP/s ({both.by})", "≥ 75 %", f"{files:.1%}",
+            files >= 0.75,
+        ),
+    ]  # fmt: skip
