@@ -80,9 +80,9 @@ def clean(model: ir.Model) -> None:
 
 
 def _module(node: ir.Node) -> str:
-    """The module a node was traced from; the exporter's last scope is the call itself."""
+    """The module a node was traced from; the exporter's last scope is the call itself, and one with _ is its own."""
     scopes: list[str] = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-    return next((scope for scope in reversed(scopes[:-1]) if scope), "levi")
+    return next((scope for scope in reversed(scopes[:-1]) if scope and not scope.startswith("_")), "levi")
 
 
 def _share_masks(graph: ir.Graph) -> None:

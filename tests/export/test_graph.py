@@ -70,6 +70,7 @@ def test_each_backbone_layer_once_and_none_above_the_deepest_tap(graph):
     assert "layer.2." in text
     assert "layer.3." not in text
     assert "pooler" not in text
+    assert not [node.name for node in graph.graph.node if node.name.startswith("_")]  # the exporter's own scopes
     assert not {node.op_type for node in graph.graph.node} & {"Dropout", "RandomUniform", "RandomNormal"}
 
 

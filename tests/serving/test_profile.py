@@ -81,6 +81,14 @@ def test_nearly_all_of_the_kernels_time_has_its_part(profiled):
     assert len(list(nodes(profiled.query))) > 50
 
 
+def test_operators_share_the_kernels_time(profiled):
+    assert sum(profiled.operators.values()) == pytest.approx(sum(node.ms for node in nodes(profiled.query)))
+    assert {"MatMul", "Softmax", "LayerNormalization", "Gelu"} <= set(profiled.operators)
+    assert list(profiled.operators.values()) == sorted(profiled.operators.values(), reverse=True)
+    longest = next(iter(profiled.operators))
+    assert f"By operator: {longest} " in str(profiled)
+
+
 def test_the_work_is_counted_by_hand(profiled):
     """3 rows of 16 tokens through 3 layers of width 32 and 64, two poolings of 3 and 2 queries, and the heads."""
     tokens, width, inner = 16, 32, 64

@@ -14,6 +14,8 @@ from levi_serving.bench.scenarios import Workload
 
 __all__ = ["Breakdown", "Part", "Work"]
 
+_LISTED = 10  # operators
+
 
 @dataclass
 class Part:
@@ -74,6 +76,7 @@ class Breakdown:
         overhead: how many times longer a traced pass takes, pair by pair.
         attributed: share of the kernels' time whose part is known.
         named: share of the kernels' time whose part the nodes' own names tell.
+        operators: milliseconds of a query by the graph's operators, the longest first.
         work: what a query asks of the machine.
         peak: what the machine can do.
         provider: what ran it.
@@ -88,6 +91,7 @@ class Breakdown:
     overhead: Mapping[str, float]
     attributed: float
     named: float
+    operators: Mapping[str, float]
     work: Work
     peak: Peak
     provider: str
@@ -122,6 +126,7 @@ class Breakdown:
             "traced_over_untraced": dict(self.overhead),
             "attributed": self.attributed,
             "attributed_by_own_name": self.named,
+            "operators": dict(self.operators),
             "one_more_head": {
                 "ms": sum(heads) / len(heads) if heads else 0.0,
                 "share": sum(heads) / len(heads) / run if heads else 0.0,
@@ -152,12 +157,16 @@ class Breakdown:
         """What the numbers mean, in sentences."""
         about = self.to_dict()
         products, memory, head = about["matrix_products"], about["memory"], about["one_more_head"]
+        kernels = sum(self.operators.values())
         lines = [
             f"{self.name}: {self.queries} queries, each asked {self.passes} times; medians. The trace itself "
             f"added {100 * (self.overhead['median'] - 1):+.1f} % "
             f"[{100 * (self.overhead['low'] - 1):+.1f}, {100 * (self.overhead['high'] - 1):+.1f}] and is taken off.",
             f"{100 * self.attributed:.2f} % of the kernels' time has its part; {100 * self.named:.2f} % by the nodes' "
             "own names, the rest by the weights and nodes around them.",
+            "By operator: "
+            + ", ".join(f"{name} {100 * ms / kernels:.1f} %" for name, ms in list(self.operators.items())[:_LISTED])
+            + " of the kernels' time.",
         ]
         if self.heads:
             lines.append(

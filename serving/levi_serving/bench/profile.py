@@ -148,6 +148,7 @@ def profile(runner: Runner, workload: Workload, *, peak: Peak, duration_s: float
         overhead=ratio([one.whole for one in plain], [one.whole for one in passes]),
         attributed=attributed,
         named=named,
+        operators=_by_operator(passes, graph, 1e3 / len(batches)),
         work=work,
         peak=peak,
         provider=runner.session.provider,
@@ -217,6 +218,15 @@ def _work(events: Sequence[_Event], passes: Sequence[_Pass], graph: Graph, usefu
         bytes=sum(moved(event.arguments, graph, event.name) for event in events) / queries,
         product_ms=1e3 / queries * median(sum(one.nodes[name] for name in products) for one in passes),
     )
+
+
+def _by_operator(passes: Sequence[_Pass], graph: Graph, scale: float) -> dict[str, float]:
+    """Milliseconds of a query by operator, as onnxruntime calls it, the longest first."""
+    found: dict[str, float] = {}
+    for name in passes[0].nodes:
+        operator = graph.nodes[name].operator if name in graph.nodes else "unknown"
+        found[operator] = found.get(operator, 0.0) + scale * median(one.nodes[name] for one in passes)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _tree(passes: Sequence[_Pass], plain: Sequence[_Pass], parts: Parts, scale: float) -> tuple[Part, float, float]:
