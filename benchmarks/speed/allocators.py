@@ -4,7 +4,7 @@
 
 onnxruntime asks the allocator for large regions and places its buffers in them at multiples of 256 bytes. glibc maps
 such a region and begins 64 bytes into its first page, so no buffer begins on a pair of cache lines (128 bytes);
-mimalloc, tcmalloc and jemalloc begin on a page. A turn runs each allocator in fresh processes, one after another: one
+mimalloc and tcmalloc begin on a page. A turn runs each allocator in fresh processes, one after another: one
 thread pinned to one core for the shapes, all cores for ``levi predict``. ROWS are for the latter. The allocators are
 preloaded where the system has them (Debian: libmimalloc2.0, libtcmalloc-minimal4, libjemalloc2).
 """
@@ -126,7 +126,8 @@ def page(about: dict[str, Any], turns: int, found: dict[str, dict[str, list[floa
         "",
         "onnxruntime places its buffers at multiples of 256 bytes in regions that the allocator gives it. glibc maps a",
         "large region, and it begins 64 bytes into a page, so every buffer straddles the pairs of cache lines in which",
-        "it is read and written. From its heap (nothing mapped) a region begins so or well, as chance has it.",
+        "it is read and written. From its heap (nothing mapped) a region begins so or well, as chance has it. That",
+        "this is the cause follows from no column here; the second one says where one answer's buffer lay.",
         "",
         "The first line has times, the others how many times faster than it (median of the turns' ratios, and the",
         "widest interval the turns allow).",

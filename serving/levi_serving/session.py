@@ -26,7 +26,7 @@ OPTIMIZED = "optimized.onnx"
 """The graph as onnxruntime runs it, in the folder of a trace."""
 
 SLOWER = ("SkipLayerNormFusion", "BiasGeluFusion")
-"""onnxruntime's fusions whose CPU kernels take longer than what they replace (docs/graph.md); all are exact."""
+"""onnxruntime's fusions whose CPU kernels are slower, or no faster, than what they replace (docs/graph.md)."""
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",

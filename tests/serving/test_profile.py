@@ -77,8 +77,8 @@ def test_a_query_is_its_parts(profiled):
 def test_nearly_all_of_the_kernels_time_has_its_part(profiled):
     """One ratio within one run, most of it by the nodes' own names."""
     assert 0.95 <= profiled.attributed <= 1
-    assert 0.5 < profiled.named <= profiled.attributed
-    assert len(list(nodes(profiled.query))) > 50
+    assert 0.5 < profiled.named < profiled.attributed
+    assert not {node.name for node in nodes(profiled.query) if "/" not in node.name}  # no fusion took a name away
 
 
 def test_operators_share_the_kernels_time(profiled):
