@@ -127,7 +127,7 @@ def row(
     except Exception as error:
         traceback.print_exc()
         return f"{cells}fails, {type(error).__name__}: {str(error).splitlines()[0]} | | | | | |"
-    model, certificate = bundle.manifest.model, read_certificate(bundle.folder, "model.onnx")
+    model, certificate = bundle.manifest.model, read_certificate(bundle.folder, bundle.graph("fp32").file)
     numbers = [
         f"{model['parameters']['trained']:,}",
         f"{model['parameters']['backbone']:,}",

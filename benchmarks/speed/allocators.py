@@ -39,7 +39,9 @@ def timed(bundle: Path) -> None:
     """Print the median milliseconds of each graph and shape, and how far past 128 bytes an answer begins."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     draw, found = np.random.default_rng(0), {}
-    for graph in Bundle.read(bundle).manifest.graphs:
+    opened = Bundle.read(bundle)
+    for precision in dict.fromkeys(graph.precision for graph in opened.manifest.graphs):
+        graph = opened.graph(precision)
         session = Session(bundle / graph.file, device="cpu", threads=1, precision=graph.precision)
         for rows, tokens in SHAPES:
             feeds = {
@@ -60,7 +62,9 @@ def begins(bundle: Path) -> None:
     """Print how far past a multiple of 128 bytes the session's buffers begin."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(bundle / Bundle.read(bundle).graph("fp32").file), providers=["CPUExecutionProvider"]
+    )
     feeds = {
         name: onnxruntime.OrtValue.ortvalue_from_numpy(np.ones((8, 128), dtype=np.int64))
         for name in ("input_ids", "attention_mask")

@@ -22,6 +22,7 @@ import onnxruntime
 
 from levi_serving.bench.environment import environment
 from levi_serving.bench.stats import ratio
+from levi_serving.bundle import Bundle
 from levi_serving.session import SLOWER
 
 FORMS = {  # arena, plan of buffers, memory of a large batch given back
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/memory.md"))
     parser.add_argument("--held", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    path = str(options.bundle / "model.onnx")
+    path = str(options.bundle / Bundle.read(options.bundle).graph("fp32").file)
     if options.held:
         held(path, options.held)
         return

@@ -19,14 +19,15 @@ from levi_deploy.model import Levi
 from levi_deploy.training.checkpoint import Run
 from levi_export.card import card
 from levi_export.convert import OPSET, convert, inputs, outputs
-from levi_export.graph import check, clean
+from levi_export.graph import Structure, check, clean
 from levi_export.hub import write_hub_files
-from levi_export.optimize import cut_to_first_token
+from levi_export.optimize import cut_to_first_token, tokens_first
 from levi_export.precision import check_precisions, derive
 from levi_export.verify import check_drop, golden, metric, spread
 from levi_serving.bundle import (
     CARD,
     CERTIFICATE,
+    CPU_GRAPH,
     GOLDEN,
     GRAPH,
     REAL_ROWS,
@@ -36,6 +37,7 @@ from levi_serving.bundle import (
     GraphDevice,
     Manifest,
     Precision,
+    Tensor,
 )
 from levi_serving.errors import ParityError, UsageError
 from levi_serving.parity import Golden, RealRows, answer, replay, standard
@@ -101,7 +103,7 @@ def export(
         bundle = _write(trained, reference.levi, aside, precisions, tell)
         certificates = {}
         for graph in bundle.manifest.graphs:
-            tell(f"proving the {graph.precision} graph")
+            tell(f"proving {graph.file}")
             certificates[graph.file] = _prove(aside, graph, trained, min_agreement=min_agreement, max_drop=max_drop)
         (aside / CERTIFICATE).write_text(json.dumps(certificates, indent=1) + "\n", encoding="utf-8")
         (aside / CARD).write_text(card(bundle.manifest, certificates), encoding="utf-8")
@@ -124,24 +126,19 @@ def _write(trained: Run, levi: Levi, folder: Path, precisions: Sequence[Precisio
     asked = inputs(levi, trained.preprocessing)
     structure = check(model, inputs=asked, outputs=answers, weights=_bytes(levi, trained.preprocessing))
     _save(model, folder, GRAPH)
-    graphs = []
+    portable = Graph(opset=OPSET, changes=cut)
+    for_cpu = _for_cpu(portable, folder, asked, answers, structure)
+    graphs: list[Graph] = []
     for precision in precisions:
-        graph = Graph(precision=precision, opset=OPSET, changes=cut)
-        if precision != "fp32":
+        if precision == "fp32":
+            graphs += [portable] if for_cpu is portable else [for_cpu, portable]
+        else:
             tell(f"making the {precision} graph")
-            narrowed, changes = derive(folder / GRAPH, precision)
-            graph = replace(
-                graph,
-                file=f"model.{precision}.onnx",
-                device=_MADE_FOR[precision],
-                opset=narrowed.opset_imports[""],
-                changes=cut | changes,
-            )
-            _save(narrowed, folder, graph.file, beside=GRAPH if "fp32" in precisions else None)
-        graphs.append(graph)
+            source = for_cpu if _MADE_FOR[precision] == "cpu" else portable
+            graphs.append(_narrowed(source, precision, folder, beside=GRAPH if "fp32" in precisions else None))
     if "fp32" not in precisions:
-        for name in (GRAPH, WEIGHTS):
-            (folder / name).unlink()
+        for name in (GRAPH, WEIGHTS, CPU_GRAPH):
+            (folder / name).unlink(missing_ok=True)
     if trained.preprocessing.text is not None:
         shutil.copyfile(trained.folder / TOKENIZER, folder / TOKENIZER)
     write_hub_files(folder, trained, levi)
@@ -173,6 +170,33 @@ def _write(trained: Run, levi: Levi, folder: Path, precisions: Sequence[Precisio
     return Bundle.write(folder, manifest)
 
 
+def _for_cpu(
+    portable: Graph, folder: Path, asked: tuple[Tensor, ...], answers: tuple[Tensor, ...], structure: Structure
+) -> Graph:
+    """The fp32 graph that CPUs run, with the same weights: one of its own where it can do with fewer transposes."""
+    model = ir.load(folder / portable.file)
+    if not (saved := tokens_first(model)):
+        return portable
+    check(model, inputs=asked, outputs=answers, weights=structure.weights)
+    _save(model, folder, CPU_GRAPH, beside=portable.file)
+    changes = {**portable.changes, "transposes left to products": saved}
+    return replace(portable, file=CPU_GRAPH, device="cpu", changes=changes)
+
+
+def _narrowed(source: Graph, precision: Precision, folder: Path, *, beside: str | None) -> Graph:
+    """Write an fp32 graph again in less precision."""
+    model, changes = derive(folder / source.file, precision)
+    file = f"model.{precision}.onnx"
+    _save(model, folder, file, beside=beside)
+    return Graph(
+        file=file,
+        precision=precision,
+        device=_MADE_FOR[precision],
+        opset=model.opset_imports[""],
+        changes={**source.changes, **changes},
+    )
+
+
 def _save(model: ir.Model, folder: Path, file: str, *, beside: str | None = None) -> None:
     """Write a graph, its weights beside it; those that the graph ``beside`` has too are read from its file.
 
@@ -187,9 +211,10 @@ def _save(model: ir.Model, folder: Path, file: str, *, beside: str | None = None
         elif value.const_value is not None and value.const_value.nbytes > _INLINE:
             own.append(value)
     tensors = [value.const_value for value in own if value.const_value is not None]
-    written = ir.external_data.convert_tensors_to_external(tensors, folder, f"{file}.data")
-    for value, tensor in zip(own, written, strict=True):
-        value.const_value = tensor
+    if tensors:
+        written = ir.external_data.convert_tensors_to_external(tensors, folder, f"{file}.data")
+        for value, tensor in zip(own, written, strict=True):
+            value.const_value = tensor
     ir.save(model, folder / file)
     try:
         onnx.checker.check_model(str(folder / file), full_check=True)

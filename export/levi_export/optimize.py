@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-__all__ = ["cut_to_first_token"]
+__all__ = ["cut_to_first_token", "tokens_first"]
 
 _ELEMENTWISE = {
     "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Neg", "Abs", "Exp", "Erf", "Tanh", "Sigmoid", "Relu",
@@ -19,6 +19,8 @@ _ELEMENTWISE = {
 }  # fmt: skip
 _BY_ROW = {"LayerNormalization", "RMSNormalization", "Softmax"}  # over the last axes
 _REDUCING = {"ReduceMean", "ReduceSum", "ReduceMax"}
+_SPLITS = ((0, 2, 1, 3), (0, 2, 3, 1))  # of queries and values by head, and of keys, turned over too
+_OTHER = {0: 1, 1: 0}
 
 
 def cut_to_first_token(model: ir.Model) -> int:
@@ -110,9 +112,154 @@ def _through(node: ir.Node, axis: int) -> dict[int, int] | None:
         return {0: node.attributes["perm"].as_ints()[axis]}
     if kind == "Reshape":
         symbolic = [n for n, size in enumerate(out) if not isinstance(size, int) and n != axis]
-        same = list(_shape(node, 0))[: axis + 1] == list(out)[: axis + 1]
-        return {0: axis} if same and len(symbolic) <= 1 else None
+        return {0: axis} if _begin_alike(_shape(node, 0), out, axis + 1) and len(symbolic) <= 1 else None
     return None
+
+
+def tokens_first(model: ir.Model) -> int:
+    """Hold hidden states as (T, B, D) instead of (B, T, D), where that saves transposes.
+
+    Attention splits queries, keys and values into H heads and transposes each to (B, H, T, D / H). From
+    (T, B, D) that moves the first axis behind the others and no more, and onnxruntime's products read such a
+    matrix where it lies, by its stride (``transBatchA`` and ``transBatchB`` of its ``FusedMatMul``).
+
+    From each split, walk up through the operators that keep rows and tokens apart: what they give gets its first
+    two axes exchanged. A transpose is put where such a value leaves the walk, and where another enters it. The
+    graph is left alone where that takes as many transposes as it saves.
+
+    Returns:
+        How many transposes are left to the products that read them.
+    """
+    splits = [node for node in model.graph if _is_split(node)]
+    region = _exchangeable(model.graph, splits)
+    inside = {value for node in region for value in node.outputs}
+    saved = sum(node.inputs[0] in inside for node in splits)
+    turned: dict[ir.Value, list[tuple[ir.Node, int]]] = {}  # what crosses the region's edge, and where it is read
+    for node in model.graph:
+        for index, value in enumerate(node.inputs):
+            if value is not None and (value in inside) != (index in region.get(node, ())) and not _takes_either(node):
+                turned.setdefault(value, []).append((node, index))
+    if saved <= len(turned):
+        return 0
+    for node in model.graph:
+        if _takes_either(node):
+            _turn(node, before=node.inputs[0] in inside, after=node in region)
+    for node in region:
+        if node.op_type == "Reshape":
+            sizes = [size if isinstance(size, int) else -1 for size in (node.outputs[0].shape or ())[2:]]
+            node.replace_input_with(1, _constant(model.graph, [0, 0, *sizes]))
+            node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+        elif node.op_type == "Slice":
+            axes = _axes(node, 3, len(_shape(node, 0)))
+            node.replace_input_with(3, _constant(model.graph, [_OTHER.get(axis, axis) for axis in axes]))
+    for value in inside:
+        value.shape = _with_axes_exchanged(value)
+    for value, uses in turned.items():
+        result = _transposed(model.graph, uses[0][0], value)
+        for node, index in uses:
+            node.replace_input_with(index, result)
+    RemoveUnusedNodesPass()(model)  # what made the Reshapes' targets
+    return saved
+
+
+def _is_split(node: ir.Node) -> bool:
+    """Whether it transposes (B, T, H, D / H) for matrix products alone."""
+    return (
+        node.op_type == "Transpose"
+        and tuple(node.attributes["perm"].as_ints()) in _SPLITS
+        and all(use.node.op_type == "MatMul" for use in node.outputs[0].uses())
+    )
+
+
+def _exchangeable(graph: ir.Graph, splits: list[ir.Node]) -> dict[ir.Node, set[int]]:
+    """The nodes whose outputs get their first two axes exchanged, and for which inputs they need the same.
+
+    All that lies above a split, less what would only move a transpose further up.
+    """
+    region: dict[ir.Node, set[int]] = {}
+    wanted = [node.inputs[0] for node in splits]
+    while wanted:
+        value = wanted.pop()
+        node = value.producer() if value is not None else None
+        if node is not None and node not in region and (needed := _needs_exchanged(node)) is not None:
+            region[node] = needed
+            wanted += [node.inputs[index] for index in needed]
+    for node in graph:
+        values = {node.inputs[index] for index in region.get(node, ())}
+        entering = {v for v in values if v is not None and v.producer() not in region}
+        spared = {v for v in entering if all(use.node is node for use in v.uses() if use.node in region)}
+        if entering == values and values and len(spared) >= len(node.outputs):
+            del region[node]
+    return region
+
+
+def _needs_exchanged(node: ir.Node) -> set[int] | None:
+    """The inputs whose first two axes must be exchanged for the outputs' to be; None where that is not enough."""
+    out, kind = node.outputs[0].shape, node.op_type
+    if node.domain not in ("", "ai.onnx") or out is None or len(out) < 3:
+        return None
+    if kind == "Transpose":
+        return set()
+    if any(value is not None and value.shape is None for value in node.inputs):
+        return None
+    rank = len(out)
+    if kind in _ELEMENTWISE:
+        shapes = {n: list(_shape(node, n)) for n, value in enumerate(node.inputs) if value is not None}
+        if any(len(shape) == rank - 1 and shape[0] != 1 for shape in shapes.values()):
+            return None
+        return {n for n, shape in shapes.items() if len(shape) == rank and shape[:2] != [1, 1]}
+    if kind in _BY_ROW:
+        return {0} if node.attributes.get_int("axis", -1) % rank > 1 else None
+    if kind in _REDUCING:
+        return {0} if node.attributes.get_int("keepdims", 1) == 1 and min(_axes(node, 1, rank)) > 1 else None
+    if kind == "Slice":
+        return {0} if len(_axes(node, 3, rank)) < rank else None
+    if kind in ("Split", "Concat"):
+        apart = node.attributes.get_int("axis", 0) % rank > 1
+        return set(range(len(node.inputs) if kind == "Concat" else 1)) if apart else None
+    if kind == "MatMul":
+        return {0} if len(_shape(node, 0)) == rank and len(_shape(node, 1)) == 2 else None
+    if kind == "Reshape":
+        same = len(_shape(node, 0)) > 2 and _begin_alike(_shape(node, 0), out, 2)
+        return {0} if same and sum(not isinstance(size, int) for size in list(out)[2:]) < 2 else None
+    return None
+
+
+def _takes_either(node: ir.Node) -> bool:
+    """Whether its own attribute can say which of the first two axes is which: a transpose, or one place along one."""
+    return node.op_type == "Transpose" or _first_token_read(node) is not None
+
+
+def _turn(node: ir.Node, *, before: bool, after: bool) -> None:
+    """Fit such a node to an input whose first two axes are exchanged, and to an output that shall have them so."""
+    if node.op_type == "Gather":
+        node.attributes["axis"] = ir.AttrInt64("axis", 0 if before else 1)
+        return
+    order = [_OTHER.get(n, n) if before else n for n in node.attributes["perm"].as_ints()]
+    node.attributes["perm"] = ir.AttrInt64s("perm", order[1::-1] + order[2:] if after else order)
+
+
+def _with_axes_exchanged(value: ir.Value) -> ir.Shape:
+    sizes = list(value.shape or ())
+    return ir.Shape(sizes[1::-1] + sizes[2:])
+
+
+def _transposed(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
+    """The value with its first two axes exchanged, as part of the module that it comes from."""
+    producer = value.producer() or before
+    order = [1, 0, *range(2, len(value.shape or ()))]
+    scope = (producer.name or "").partition("/")[0]
+    node = ir.node("Transpose", [value], attributes={"perm": order}, name=f"{scope}/Transpose_of_{value.name}")
+    graph.insert_before(before, node)
+    result = node.outputs[0]
+    result.name, result.type, result.shape = f"{value.name}_turned", value.type, _with_axes_exchanged(value)
+    return result
+
+
+def _begin_alike(one: ir.Shape, other: ir.Shape, count: int) -> bool:
+    """Whether two shapes have the same first sizes, each known by its number or its name."""
+    sizes = list(one)[:count]
+    return sizes == list(other)[:count] and all(isinstance(n, int) or n.value is not None for n in sizes)
 
 
 def _axes(node: ir.Node, index: int, rank: int) -> list[int]:

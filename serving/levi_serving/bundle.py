@@ -20,6 +20,7 @@ from levi_serving.preprocess import Preprocessing
 __all__ = [
     "CARD",
     "CERTIFICATE",
+    "CPU_GRAPH",
     "GOLDEN",
     "GRAPH",
     "MANIFEST",
@@ -38,6 +39,7 @@ FORMAT_VERSION = 1
 
 MANIFEST = "levi.json"
 GRAPH = "model.onnx"
+CPU_GRAPH = "model.cpu.onnx"
 WEIGHTS = "model.onnx.data"
 GOLDEN = "golden.npz"
 REAL_ROWS = "rows.npz"
@@ -66,7 +68,7 @@ class Graph:
     Attributes:
         file: its name in the bundle; its weights lie beside it, in a file that graphs may share.
         precision: of the backbone.
-        device: what it is made for; ``any`` has standard operators alone.
+        device: what it is made for; ``any`` is as traced, with standard operators alone.
         opset: of ONNX's own operators.
         changes: what was cut, fused or quantised after tracing, and how often.
     """

@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 from transformers import BertModel
 
 from levi_deploy.training import Run, branch_alone, linear_probe, train
@@ -155,11 +154,15 @@ def reseal(folder, **changes):
 
 
 def scaled_weight(folder):
-    model = onnx.load(folder / "model.onnx")
+    """In the file that both graphs read."""
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
     weight = next(i for i in model.graph.initializer if "heads.1" in i.name and len(i.dims) == 2)
-    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
-    (folder / "model.onnx.data").unlink()
-    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=1024)
+    place = {entry.key: entry.value for entry in weight.external_data}
+    data = np.memmap(
+        folder / place["location"], np.float32, mode="r+", offset=int(place["offset"]), shape=tuple(weight.dims)
+    )
+    data *= np.float32(1.01)
+    data.flush()
     reseal(folder)
 
 
@@ -192,7 +195,7 @@ def shorter(folder):
     ],
 )
 def test_verify_catches_what_digests_cannot(bundle_copy, tamper, says):
-    assert verify(bundle_copy)["graphs"]["model.onnx"]["worst_scaled_error"] < 1e-5
+    assert all(graph["worst_scaled_error"] < 1e-5 for graph in verify(bundle_copy)["graphs"].values())
     tamper(bundle_copy)
     with pytest.raises(ParityError, match=says):
         verify(bundle_copy)

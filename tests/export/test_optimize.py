@@ -21,7 +21,7 @@ from levi_deploy.model.backbone import Backbone
 from levi_deploy.training.checkpoint import build
 from levi_export.convert import convert
 from levi_export.graph import clean
-from levi_export.optimize import cut_to_first_token
+from levi_export.optimize import cut_to_first_token, tokens_first
 from levi_export.precision import derive
 from levi_serving.errors import UsageError
 from levi_serving.images import ImageSettings
@@ -136,6 +136,67 @@ def test_one_reader_of_all_tokens_stops_the_cut(traced, tmp_path):
     assert cut_to_first_token(model) == 0
 
 
+ROWS_FIRST = ("deberta-v2", "modernbert", "llama", "qwen3", "convnext", "mobilenet_v2")
+"""Rows and heads in one axis; heads turned before their products; no attention."""
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling"),
+    [("bert", "mean"), ("bert", "attention"), *((name, "first") for name in FAMILIES if name not in ROWS_FIRST)],
+)
+def test_with_tokens_first_every_split_is_left_to_its_product(name, pooling, traced, tmp_path):
+    levi, path = traced(name, pooling)
+    model = ir.load(path)
+    cut_to_first_token(model)
+    before = transposes(model, tmp_path)
+    assert tokens_first(model) == 9  # of three layers
+    # Three splits a layer are gone; where the walk ends there is one for each tap, and one where it begins.
+    assert transposes(model, tmp_path) <= before - 9 + 3
+    agrees(session(model, tmp_path), levi, name, tolerance=2e-5)
+
+
+def transposes(model: ir.Model, folder) -> int:
+    """How many are left in the graph that onnxruntime runs."""
+    ir.save(model, folder / "counted.onnx", external_data="counted.onnx.data")
+    return operators(folder / "counted.onnx", folder).get("Transpose", 0)
+
+
+@pytest.mark.parametrize("name", ROWS_FIRST)
+def test_where_it_saves_nothing_rows_stay_first(name, traced):
+    _, path = traced(name, "first")
+    model = ir.load(path)
+    before = [
+        (node.name, [v.name for v in node.inputs if v is not None], dict(node.attributes)) for node in model.graph
+    ]
+    assert tokens_first(model) == 0
+    assert before == [(n.name, [v.name for v in n.inputs if v is not None], dict(n.attributes)) for n in model.graph]
+
+
+def test_an_operator_between_rows_stays_outside(traced, tmp_path):
+    """The first layer's input is changed by a sum over rows: the walk ends there, and the answers are as before."""
+    _, path = traced("bert", "mean")
+    model = ir.load(path)
+    first = next(n for n in model.graph if n.op_type == "LayerNormalization")
+    total = ir.node("CumSum", [first.outputs[0], model.graph.initializers[axis(model, 0)]], name="odd/CumSum")
+    first.outputs[0].replace_all_uses_with(total.outputs[0])
+    total.replace_input_with(0, first.outputs[0])
+    total.outputs[0].name, total.outputs[0].type = "odd", first.outputs[0].type
+    total.outputs[0].shape = first.outputs[0].shape
+    model.graph.insert_after(first, total)
+    given = feeds("bert", 3, 7)
+    before = answers(session(model, tmp_path, "before.onnx"), given)
+    assert tokens_first(model) == 9
+    for a, b in zip(answers(session(model, tmp_path), given), before, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    assert [n.inputs[0].name for n in model.graph if n.op_type == "CumSum"] == [first.outputs[0].name]
+
+
+def axis(model: ir.Model, number: int) -> str:
+    value = ir.Value(name="axis", const_value=ir.tensor(np.asarray(number), name="axis"))
+    model.graph.register_initializer(value)
+    return "axis"
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_fp16_answers_as_torch(name, traced, tmp_path):
     levi, path = traced(name, "first")
@@ -197,8 +258,9 @@ def operators(path: Path, folder: Path, *, disabled: tuple[str, ...] = SLOWER) -
 
 def variants(name: str, path: Path, folder: Path) -> dict[str, dict[str, int]]:
     """What onnxruntime makes of each form of a family's graph."""
-    forms = {"cut": ir.load(path)}
+    forms = {"cut": ir.load(path), "tokens first": ir.load(path)}
     cut_to_first_token(forms["cut"])
+    tokens_first(forms["tokens first"])
     for precision in ("fp16", "int8", "int4"):
         forms[precision] = derive(path, precision)[0]
     found = {"fp32": operators(path, folder), "fp32, all fusions": operators(path, folder, disabled=())}

@@ -38,13 +38,20 @@ def test_the_manifest_lists_the_graphs_in_order(several):
     manifest = Bundle.open(several).manifest
     assert [(g.file, g.precision, g.device) for g in manifest.graphs] == [
         ("model.int8.onnx", "int8", "cpu"),
+        ("model.cpu.onnx", "fp32", "cpu"),
         ("model.onnx", "fp32", "any"),
         ("model.fp16.onnx", "fp16", "any"),
     ]
-    assert manifest.graphs[0].changes == {"MatMul in int8": 18}
+    saved = {"transposes left to products": 9}
+    assert [graph.changes for graph in manifest.graphs[:3]] == [saved | {"MatMul in int8": 18}, saved, {}]
+    assert manifest.graphs[3].changes.keys() == {"nodes in fp16"}
     assert Runner(several).describe()["precision"] == "int8"
-    assert Runner(several, precision="fp32").graph.file == "model.onnx"
-    assert "| `model.int8.onnx` | int8 | cpu | 18 MatMul in int8 |" in (several / "README.md").read_text()
+    assert Runner(several, precision="fp32").graph.file == "model.cpu.onnx"
+    assert Bundle.open(several).graph("fp32", device="cuda").file == "model.onnx"
+    assert (
+        "| `model.int8.onnx` | int8 | cpu | 9 transposes left to products, 18 MatMul in int8 |"
+        in (several / "README.md").read_text()
+    )
 
 
 def test_each_has_its_own_certificate(several, run):
@@ -79,6 +86,8 @@ def outside(folder, file):
 def test_a_weight_of_two_graphs_is_stored_once(several):
     fp32 = outside(several, "model.onnx")
     assert {place[0] for place in fp32.values()} == {"model.onnx.data"}
+    assert outside(several, "model.cpu.onnx") == fp32
+    assert not (several / "model.cpu.onnx.data").exists()
     for file in ("model.int8.onnx", "model.fp16.onnx"):
         own = outside(several, file)
         assert {place[0] for place in own.values()} == {f"{file}.data", "model.onnx.data"}
@@ -97,7 +106,7 @@ def test_a_graph_alone_has_all_its_weights(run, tmp_path):
 
 def test_verify_replays_each(several):
     found = verify(several)
-    assert list(found["graphs"]) == ["model.int8.onnx", "model.onnx", "model.fp16.onnx"]
+    assert list(found["graphs"]) == ["model.int8.onnx", "model.cpu.onnx", "model.onnx", "model.fp16.onnx"]
     assert found["not_run"] == {}
     assert found["graphs"]["model.int8.onnx"]["real_rows"]["agreement"] >= 0.9
     assert list(verify(several, precision="fp16")["graphs"]) == ["model.fp16.onnx"]
@@ -122,7 +131,7 @@ def test_a_corrupted_int8_graph_is_refused(several, tmp_path):
     damaged(several, tmp_path / "bundle", "model.int8.onnx", lambda i: i.name == WORDS, np.negative)
     with pytest.raises(ParityError, match=r"model\.int8\.onnx does not answer .*\n(.*\n)*.*real rows keep their pred"):
         verify(tmp_path / "bundle")
-    assert list(verify(tmp_path / "bundle", precision="fp32")["graphs"]) == ["model.onnx"]
+    assert list(verify(tmp_path / "bundle", precision="fp32")["graphs"]) == ["model.cpu.onnx", "model.onnx"]
 
 
 def test_an_fp16_graph_that_overflows_is_refused(several, tmp_path):
@@ -159,8 +168,7 @@ def test_a_drop_of_the_metric_is_refused(run, tmp_path):
 
 def test_int8_alone_makes_a_small_bundle(run, tmp_path):
     bundle = export(run.folder, tmp_path / "bundle", precisions=("int8",), min_agreement=0.9, max_drop=5)
-    assert not (bundle.folder / "model.onnx").exists()
-    assert not (bundle.folder / "model.onnx.data").exists()
+    assert [path.name for path in sorted(bundle.folder.glob("model.*"))] == ["model.int8.onnx", "model.int8.onnx.data"]
     assert Runner(bundle.folder).predict(["good lamp"]).logits.shape == (1, 2)
 
 

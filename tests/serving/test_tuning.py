@@ -68,7 +68,7 @@ def test_every_layout_uses_the_cores_and_no_more(cores):
 
 
 def test_the_runner_goes_by_it(bundle_copy):
-    Tuning().put(OTHER, scenario="offline", device="cpu", graph="model.onnx").write(bundle_copy)
+    Tuning().put(OTHER, scenario="offline", device="cpu", graph="model.cpu.onnx").write(bundle_copy)
     runner = Runner(bundle_copy, scenario="offline")
     assert (runner.session.threads, runner.workers) == (2, 1)
     assert runner.describe()["max_batch_tokens"] == 512
@@ -86,6 +86,6 @@ def test_a_file_that_says_nothing_is_passed_over(bundle_copy, content):
 
 
 def test_another_machine_is_not_gone_by(bundle_copy, monkeypatch):
-    Tuning().put(OTHER, scenario="offline", device="cpu", graph="model.onnx").write(bundle_copy)
+    Tuning().put(OTHER, scenario="offline", device="cpu", graph="model.cpu.onnx").write(bundle_copy)
     monkeypatch.setattr(tuning, "usable_cores", lambda: 999)
     assert not Runner(bundle_copy, scenario="offline").tuned

@@ -55,19 +55,19 @@ class OpenVino:
         if exact:
             settings["INFERENCE_PRECISION_HINT"] = "f32"
         core = openvino.Core()
-        problems = []
-        graphs = [runner.graph, *runner.bundle.manifest.graphs]
-        for file in dict.fromkeys(graph.file for graph in graphs if graph.precision == "fp32"):
-            try:
-                self._compiled = core.compile_model(str(runner.bundle.folder / file), "CPU", settings)
-            except RuntimeError as error:  # an operator that OpenVINO lacks; another graph may do without
-                problems.append(f"{file}: {error}")
-                continue
-            self._file = file
-            break
-        else:
-            found = "; ".join(problems) or "the bundle has no fp32 graph"
-            raise LeviError(f"OpenVINO cannot load {runner.bundle.folder}: {found}. Leave --against openvino out.")
+        portable = [g.file for g in runner.bundle.manifest.graphs if (g.precision, g.device) == ("fp32", "any")]
+        if not portable:
+            raise LeviError(
+                f"{runner.bundle.folder} has no fp32 graph for any device, the one that OpenVINO is given. "
+                "Leave --against openvino out, or export the run again with --precision fp32."
+            )
+        self._file = portable[0]
+        try:
+            self._compiled = core.compile_model(str(runner.bundle.folder / self._file), "CPU", settings)
+        except RuntimeError as error:
+            raise LeviError(
+                f"OpenVINO cannot load {runner.bundle.folder / self._file}: {error}. Leave --against openvino out."
+            ) from error
         self._request = self._compiled.create_infer_request()
         self._inputs = [port.get_any_name() for port in self._compiled.inputs]
         self._version = metadata.version("openvino")
