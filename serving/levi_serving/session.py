@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["OPTIMIZED", "SLOWER", "Device", "Session", "providers", "settle"]
+__all__ = ["OPTIMIZED", "SLOWER", "SPIN_US", "Device", "Session", "providers", "settle"]
 
 Device = Literal["auto", "cpu", "cuda", "tensorrt"]
 
@@ -27,6 +27,9 @@ OPTIMIZED = "optimized.onnx"
 
 SLOWER = ("SkipLayerNormFusion", "BiasGeluFusion")
 """onnxruntime's fusions whose CPU kernels are slower, or no faster, than what they replace (docs/graph.md)."""
+
+SPIN_US = "50"
+"""Microseconds that an idle thread looks for work before it sleeps: longer than a run's gaps (docs/spinning.md)."""
 
 _PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -143,7 +146,7 @@ class Session:
         # Buffers are kept between runs: fresh memory costs page faults, up to an eighth of a run. A plan of
         # buffers for every shape seen would be kept too, and saves nothing (docs/memory.md).
         options.enable_mem_pattern = False
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle costs no CPU
+        options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if trace is not None:
             options.enable_profiling = True
