@@ -68,7 +68,7 @@ class Graph:
     Attributes:
         file: its name in the bundle; its weights lie beside it, in a file that graphs may share.
         precision: of the backbone.
-        device: what it is made for; ``any`` is as traced, with standard operators alone.
+        device: what it is made for; ``any`` has standard operators alone.
         opset: of ONNX's own operators.
         changes: what was cut, fused or quantised after tracing, and how often.
     """

@@ -177,7 +177,7 @@ def test_an_operator_between_rows_stays_outside(traced, tmp_path):
     _, path = traced("bert", "mean")
     model = ir.load(path)
     first = next(n for n in model.graph if n.op_type == "LayerNormalization")
-    total = ir.node("CumSum", [first.outputs[0], model.graph.initializers[axis(model, 0)]], name="odd/CumSum")
+    total = ir.node("CumSum", [first.outputs[0], axis(model, 0)], name="odd/CumSum")
     first.outputs[0].replace_all_uses_with(total.outputs[0])
     total.replace_input_with(0, first.outputs[0])
     total.outputs[0].name, total.outputs[0].type = "odd", first.outputs[0].type
@@ -191,10 +191,10 @@ def test_an_operator_between_rows_stays_outside(traced, tmp_path):
     assert [n.inputs[0].name for n in model.graph if n.op_type == "CumSum"] == [first.outputs[0].name]
 
 
-def axis(model: ir.Model, number: int) -> str:
+def axis(model: ir.Model, number: int) -> ir.Value:
     value = ir.Value(name="axis", const_value=ir.tensor(np.asarray(number), name="axis"))
     model.graph.register_initializer(value)
-    return "axis"
+    return value
 
 
 @pytest.mark.parametrize("name", FAMILIES)
