@@ -22,6 +22,7 @@ from levi_deploy.model.backbone import Backbone
 from levi_deploy.training.checkpoint import build
 from levi_export.convert import convert
 from levi_export.graph import clean
+from levi_export.optimize import tokens_first
 from levi_serving import bench
 from levi_serving.bench import peak
 from levi_serving.bench import profile as module
@@ -152,7 +153,7 @@ def attributed(path, feeds, taps, folder):
 
 @pytest.mark.parametrize("name", ["bert", "modernbert", "t5", "gpt2", "vit", "swin"])
 def test_every_family_is_taken_apart(name, tmp_path):
-    """In fp32 and in int8."""
+    """In fp32, with tokens before rows, and in int8."""
     backbone = Backbone.load(str(write(name, tmp_path / "backbone")), lambda depth: (1, depth))
     rows = Preprocessing(image=ImageSettings(resize=(32, 32))) if name in IMAGES else Preprocessing(text=TextSettings())
     config = ModelConfig(pooling="attention", queries=2, branches=())
@@ -161,14 +162,14 @@ def test_every_family_is_taken_apart(name, tmp_path):
     clean(model)
     ir.save(model, tmp_path / "fp32.onnx")
     quantise(tmp_path / "fp32.onnx", tmp_path / "int8.onnx")
+    tokens_first(model)
+    ir.save(model, tmp_path / "cpu.onnx")
     feeds = Encoded.blank(rows, rows=2, tokens=12).batch([0, 1])
     work = {}
-    for precision in ("fp32", "int8"):
-        (tmp_path / precision).mkdir()
-        share, parts, work[precision] = attributed(
-            tmp_path / f"{precision}.onnx", feeds, backbone.taps, tmp_path / precision
-        )
-        assert share >= 0.95, precision
+    for form in ("fp32", "cpu", "int8"):
+        (tmp_path / form).mkdir()
+        share, parts, work[form] = attributed(tmp_path / f"{form}.onnx", feeds, backbone.taps, tmp_path / form)
+        assert share >= 0.95, form
         assert AVERAGE in parts
         assert {path[:2] for path in parts if path[0].startswith("head")} == {
             (f"head {n} (tap {tap})", kind)
@@ -177,8 +178,9 @@ def test_every_family_is_taken_apart(name, tmp_path):
         }
         for n in range(1, 3 if name == "swin" else 4):  # swin: stages
             inside = {path[2] for path in parts if path[1:2] == (f"layer {n}",)}
-            assert {"attention", "feed-forward", "norms"} <= inside, (precision, n)
+            assert {"attention", "feed-forward", "norms"} <= inside, (form, n)
     assert work["int8"] == pytest.approx(work["fp32"])
+    assert work["cpu"] == pytest.approx(work["fp32"])
 
 
 def quantise(source, target):
@@ -252,6 +254,13 @@ def test_the_written_product_is_a_model_that_multiplies(tmp_path):
         ("MatMul", [(2, 5, 8), (8, 3)], (2, 5, 3), 2 * 2 * 5 * 8 * 3),
         ("FusedMatMul", [(2, 8, 5), (2, 8, 3)], (2, 5, 3), 2 * 2 * 5 * 8 * 3),  # the left one transposed
         ("FusedMatMul", [(4, 8), (2, 7, 8)], (2, 4, 7), 2 * 2 * 4 * 8 * 7),  # the right one, broadcast
+        (
+            "FusedMatMul",
+            [(7, 2, 3, 8), (6, 2, 3, 8)],
+            (2, 3, 7, 6),
+            2 * 2 * 3 * 7 * 8 * 6,
+        ),  # tokens first on both
+        ("FusedMatMul", [(2, 3, 7, 6), (6, 2, 3, 8)], (2, 3, 7, 8), 2 * 2 * 3 * 7 * 6 * 8),  # on the right
         ("Gemm", [(5, 8), (3, 8), (3,)], (5, 3), 2 * 5 * 8 * 3),
         ("Conv", [(1, 6, 9, 9), (4, 3, 5, 5)], (1, 4, 5, 5), 2 * (4 * 5 * 5) * 3 * 5 * 5),  # two groups
         ("Attention", [(2, 5, 8), (8, 24), (24,)], (2, 5, 8), 2 * 2 * 5 * 8 * 24 + 4 * 2 * 5 * 5 * 8),

@@ -41,7 +41,7 @@ def operations(arguments: Mapping[str, Any], graph: Graph, name: str) -> float:
         return 0.0
     result = math.prod(outputs[0])
     if operator in _PRODUCTS:
-        return 2.0 * result * _inner(operator, inputs, result)
+        return 2.0 * result * _inner(operator, inputs, outputs[0])
     if operator in _CONVOLUTIONS:
         weight = inputs[3] if operator == "QLinearConv" else inputs[1]  # (channels out, channels in a group, …)
         return 2.0 * result * math.prod(weight[1:])
@@ -70,15 +70,14 @@ def moved(arguments: Mapping[str, Any], graph: Graph, name: str) -> float:
     return float(arguments.get("activation_size", 0)) + weights + written
 
 
-def _inner(operator: str, inputs: Sequence[Shape], result: int) -> float:
+def _inner(operator: str, inputs: Sequence[Shape], result: Shape) -> float:
     """The dimension that a matrix product sums over."""
-    left = inputs[0]
     if operator not in ("FusedMatMul", "Gemm", "FusedGemm"):
-        return left[-1]
-    # Either side may be transposed: of matrices (m, k), (k, n) and (m, n) per batch, mk · kn / mn = k².
-    right = inputs[1]
-    batch = max(math.prod(left[:-2]), math.prod(right[:-2]))
-    return math.sqrt(math.prod(left[-2:]) * math.prod(right[-2:]) / (result / batch))
+        return inputs[0][-1]
+    # Either side may be transposed, with its batch's axes too; one that is not broadcast has batch · mk or batch · kn.
+    *batch, m, n = result
+    left, right = (math.prod(shape) / math.prod(batch) for shape in inputs[:2])
+    return max(left / m, right / n)
 
 
 def _inputs(arguments: Mapping[str, Any], graph: Graph, name: str) -> list[Shape]:
