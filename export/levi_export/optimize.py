@@ -6,6 +6,7 @@ Each works on the graph in memory with standard operators, and says how many nod
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -124,23 +125,19 @@ def tokens_first(model: ir.Model) -> int:
     matrix where it lies, by its stride (``transBatchA`` and ``transBatchB`` of its ``FusedMatMul``).
 
     From each split, walk up through the operators that keep rows and tokens apart: what they give gets its first
-    two axes exchanged. A transpose is put where such a value leaves the walk, and where another enters it. The
-    graph is left alone where that takes as many transposes as it saves.
+    two axes exchanged. A transpose is put where such a value leaves the walk, and where another enters it. Where it
+    costs less, the walk goes from all that read the last layers in either order too. The graph is left alone where
+    it takes as many transposes as it saves.
 
     Returns:
         How many transposes are left to the products that read them.
     """
-    splits = [node for node in model.graph if _is_split(node)]
-    region = _exchangeable(model.graph, splits)
-    inside = {value for node in region for value in node.outputs}
-    saved = sum(node.inputs[0] in inside for node in splits)
-    turned: dict[ir.Value, list[tuple[ir.Node, int]]] = {}  # what crosses the region's edge, and where it is read
-    for node in model.graph:
-        for index, value in enumerate(node.inputs):
-            if value is not None and (value in inside) != (index in region.get(node, ())) and not _takes_either(node):
-                turned.setdefault(value, []).append((node, index))
-    if saved <= len(turned):
+    splits = [node.inputs[0] for node in model.graph if _is_split(node)]
+    readers = [value for node in model.graph for n, value in enumerate(node.inputs) if _reads_either(node, n)]
+    walk = max((_Walk.up(model.graph, starts) for starts in (splits, splits + readers)), key=lambda walk: walk.gain)
+    if walk.gain <= 0:
         return 0
+    region, inside = walk.region, walk.inside
     for node in model.graph:
         if _takes_either(node):
             _turn(node, before=node.inputs[0] in inside, after=node in region)
@@ -154,12 +151,12 @@ def tokens_first(model: ir.Model) -> int:
             node.replace_input_with(3, _constant(model.graph, [_OTHER.get(axis, axis) for axis in axes]))
     for value in inside:
         value.shape = _with_axes_exchanged(value)
-    for value, uses in turned.items():
+    for value, uses in walk.turned.items():
         result = _transposed(model.graph, uses[0][0], value)
         for node, index in uses:
             node.replace_input_with(index, result)
     RemoveUnusedNodesPass()(model)  # what made the Reshapes' targets
-    return saved
+    return walk.saved
 
 
 def _is_split(node: ir.Node) -> bool:
@@ -171,13 +168,43 @@ def _is_split(node: ir.Node) -> bool:
     )
 
 
-def _exchangeable(graph: ir.Graph, splits: list[ir.Node]) -> dict[ir.Node, set[int]]:
-    """The nodes whose outputs get their first two axes exchanged, and for which inputs they need the same.
+@dataclass(frozen=True)
+class _Walk:
+    """What exchanging the first two axes of some nodes' outputs takes.
 
-    All that lies above a split, less what would only move a transpose further up.
+    Attributes:
+        region: the nodes, and for which inputs they need the same.
+        inside: their outputs.
+        turned: what crosses the region's edge, and where it is read.
+        saved: splits left to their products.
+        gain: by how many transposes the graph becomes cheaper.
     """
+
+    region: dict[ir.Node, set[int]]
+    inside: set[ir.Value]
+    turned: dict[ir.Value, list[tuple[ir.Node, int]]]
+    saved: int
+    gain: int
+
+    @classmethod
+    def up(cls, graph: ir.Graph, starts: list[ir.Value | None]) -> _Walk:
+        """All that lies above some values, less what would only move a transpose further up."""
+        region = _exchangeable(graph, starts)
+        inside = {value for node in region for value in node.outputs}
+        turned: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
+        for node in graph:
+            for index, value in enumerate(node.inputs):
+                if value is None or _takes_either(node) or (value in inside) == (index in region.get(node, ())):
+                    continue
+                turned.setdefault(value, []).append((node, index))
+        saved = sum(_is_split(node) and node.inputs[0] in inside for node in graph)
+        paid = sum(not all(_reads_by_stride(*use) for use in uses) for uses in turned.values())
+        return cls(region, inside, turned, saved, saved - paid)
+
+
+def _exchangeable(graph: ir.Graph, starts: list[ir.Value | None]) -> dict[ir.Node, set[int]]:
     region: dict[ir.Node, set[int]] = {}
-    wanted = [node.inputs[0] for node in splits]
+    wanted = list(starts)
     while wanted:
         value = wanted.pop()
         node = value.producer() if value is not None else None
@@ -228,6 +255,17 @@ def _needs_exchanged(node: ir.Node) -> set[int] | None:
 def _takes_either(node: ir.Node) -> bool:
     """Whether its own attribute can say which of the first two axes is which: a transpose, or one place along one."""
     return node.op_type == "Transpose" or _first_token_read(node) is not None
+
+
+def _reads_either(node: ir.Node, index: int) -> bool:
+    """Whether the input's first two axes may lie either way round, at the same cost."""
+    return _reads_by_stride(node, index) or (index == 0 and _takes_either(node))
+
+
+def _reads_by_stride(node: ir.Node, index: int) -> bool:
+    """Whether it is a batch's product, (B, N, T) by (B, T, D), and the input its right side."""
+    ranks = [len(_shape(node, n)) for n in range(len(node.inputs))]
+    return node.op_type == "MatMul" and index == 1 and ranks == [3, 3]
 
 
 def _turn(node: ir.Node, *, before: bool, after: bool) -> None:

@@ -150,8 +150,9 @@ def test_with_tokens_first_every_split_is_left_to_its_product(name, pooling, tra
     cut_to_first_token(model)
     before = transposes(model, tmp_path)
     assert tokens_first(model) == 9  # of three layers
-    # Three splits a layer are gone; where the walk ends there is one for each tap, and one where it begins.
-    assert transposes(model, tmp_path) <= before - 9 + 3
+    # Three splits a layer are gone. One is there where the walk begins, but SigLIP's patches come transposed as it
+    # is; what reads the taps reads either order. GPT-2's keys and Swin's windows end the walk more often.
+    assert transposes(model, tmp_path) == before - 9 + {"siglip": 0, "gpt2": 3, "swin": 3}.get(name, 1)
     agrees(session(model, tmp_path), levi, name, tolerance=2e-5)
 
 
