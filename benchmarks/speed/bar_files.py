@@ -60,7 +60,7 @@ with open(output, "w", newline="") as file:
 
 def files(bundles: dict[str, Path], work: Path, sentence_transformers: Path | None, effort: float) -> list[Line]:
     """From file to file in fresh processes, ours beside the usual ways, in turns; all on the same rows."""
-    count = max(200, round(2000 * effort))
+    count = max(200, round(4000 * effort))
     rows = work / "few.parquet"
     # Every tenth row: as mixed as the whole file.
     whole = pq.read_table(work / "rows.parquet")
@@ -102,7 +102,7 @@ def files(bundles: dict[str, Path], work: Path, sentence_transformers: Path | No
 def overhead(bundles: dict[str, Path], work: Path, effort: float) -> tuple[Line, tuple[float, float]]:
     """``levi predict`` whole beside its own sessions on ideal batches, made before; and its useful operations."""
     whole = pq.read_table(work / "rows.parquet")
-    count = max(500, round(6000 * effort))
+    count = max(500, round(20_000 * effort))
     table, out = work / "many.parquet", work / "many.csv"
     pq.write_table(whole.take(np.linspace(0, len(whole) - 1, count).astype(int)), table)
     runner = Runner(bundles["attention"], scenario="offline", precision="fp32")

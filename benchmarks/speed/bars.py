@@ -4,7 +4,7 @@
 
 Trains on amazon_reviews (LEVI_DATA, default ../shared/data) with all-MiniLM-L6-v2, taps 2, 4 and 6 and an mlp branch,
 once; FOLDER keeps runs and bundles. Latencies: one thread, two sides in turns in this process, as the ratio of their
-times in the same turn. Files: fresh processes in turns. Rows are the data's own. Some fifteen minutes on two quiet
+times in the same turn. Files: fresh processes in turns. Rows are the data's own. Some forty minutes on two quiet
 cores. LD_PRELOAD is passed on to every side. PATH is the Python of an environment made by
 
     python -m venv st && st/bin/pip install 'sentence-transformers[onnx]' torch pyarrow
@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from bar_files import files, memory, overhead
-from bar_latencies import PAIRS, SHAPES, latencies, peaks, quality
+from bar_latencies import MAKINGS, PAIRS, SHAPES, latencies, peaks, quality
 from bar_models import Line, models
 
 from levi_serving.bench.environment import environment
@@ -45,9 +45,9 @@ def page(lines: Sequence[Line], found: dict[Any, Any], command: str, load: float
         "Model: all-MiniLM-L6-v2, taps 2, 4 and 6, attention pooling and an mlp branch unless said otherwise, trained",
         "on amazon_reviews. Latencies with one thread pinned to one core, two sides in turns in one process (OpenVINO",
         "in its own), at (1, 32), (1, 128), (8, 128) and (32, 128); a number is the median of the ratios turn by",
-        "turn, with its 95 % interval; in brackets where no bar is set. At (32, 128) ours are cut into four batches,",
-        "as the runner cuts a query; the others take it whole. Files: two cores, nothing pinned, fresh processes in",
-        "turns; there the interval is the widest that the runs allow.",
+        f"turn, with its 95 % interval, over sessions made {MAKINGS} times; in brackets where no bar is set. At",
+        "(32, 128) ours are cut into four batches, as the runner cuts a query; the others take it whole. Files: two",
+        "cores, nothing pinned, fresh processes in turns; there the interval is the widest that the runs allow.",
         "",
         "| what | against | bar | found | |",
         "|---|---|---|---|---|",

@@ -125,9 +125,9 @@ def tokens_first(model: ir.Model) -> int:
     matrix where it lies, by its stride (``transBatchA`` and ``transBatchB`` of its ``FusedMatMul``).
 
     From each split, walk up through the operators that keep rows and tokens apart: what they give gets its first
-    two axes exchanged. A transpose is put where such a value leaves the walk, and where another enters it. Where it
-    costs less, the walk goes from all that read the last layers in either order too. The graph is left alone where
-    it takes as many transposes as it saves.
+    two axes exchanged. A transpose is put where such a value leaves the walk, and where another enters it. A second
+    walk starts from all that reads either order at the same cost too, as pooling reads the taps: the better one is
+    taken. The graph is left alone where that takes as many transposes as it saves.
 
     Returns:
         How many transposes are left to the products that read them.
