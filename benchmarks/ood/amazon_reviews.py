@@ -28,7 +28,7 @@ COMMANDS = [
     "levi evaluate bundle reviews.parquet --split id_test --split ood_test --by domain",
     "levi predict bundle reviews.parquet -o predictions.csv",
     "levi bench bundle --batch-size 1,8 --length 32,128 --duration 20 --against torch --run run",
-    "levi bench bundle --scenario offline --duration 20",
+    "levi bench bundle --scenario offline --duration 60",
 ]
 
 

@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 from bar_files import files, memory, overhead
-from bar_latencies import MAKINGS, PAIRS, SHAPES, latencies, peaks, quality
+from bar_latencies import MAKINGS, PAIRS, SHAPES, latencies, quality
 from bar_models import Line, models
 
 from levi_serving.bench.environment import environment
@@ -79,9 +79,9 @@ def main() -> None:
     started, load = time.perf_counter(), os.getloadavg()[0]
     lines, found = latencies(bundles, options.work, options.effort)
     lines.append(quality(bundles["attention"]))
-    line, whole = overhead(bundles, options.work, options.effort)
-    lines += [*files(bundles, options.work, options.sentence_transformers_python, options.effort), line]
-    lines += [*peaks(found, whole), memory(bundles, options.work, options.effort)]
+    lines += files(bundles, options.work, options.sentence_transformers_python, options.effort)
+    lines += overhead(bundles, options.work, options.effort)
+    lines.append(memory(bundles, options.work, options.effort))
     preloaded = f"LD_PRELOAD={Path(library).name} " if (library := os.environ.get("LD_PRELOAD")) else ""
     command = f"{preloaded}python benchmarks/speed/bars.py --work FOLDER --sentence-transformers-python PATH"
     command += f" --effort {options.effort:g}"
