@@ -103,7 +103,7 @@ def latencies(bundles: dict[str, Path], work: Path, effort: float) -> tuple[list
     shares: list[tuple[float, peak.Peak]] = []
     found: dict[Any, Any] = {shape: {pair: {name: [] for name in pair} for pair in PAIRS} for shape in SHAPES}
     for making in range(MAKINGS):
-        # Where weights and buffers come to lie is worth half a percent: all are made anew, in another order.
+        # Where weights and buffers come to lie moves a ratio a little: all are made anew, in another order.
         names = [*paths][making:] + [*paths][:making]
         ours = {name: Session(paths[name], device="cpu", threads=1) for name in names}
         for shape in SHAPES:

@@ -203,6 +203,7 @@ class _Walk:
 
 
 def _exchangeable(graph: ir.Graph, starts: list[ir.Value | None]) -> dict[ir.Node, set[int]]:
+    """The region of a walk from ``starts``."""
     region: dict[ir.Node, set[int]] = {}
     wanted = list(starts)
     while wanted:
