@@ -177,14 +177,17 @@ class _Walk:
         inside: their outputs.
         turned: what crosses the region's edge, and where it is read.
         saved: splits left to their products.
-        gain: by how many transposes the graph becomes cheaper.
     """
 
     region: dict[ir.Node, set[int]]
     inside: set[ir.Value]
     turned: dict[ir.Value, list[tuple[ir.Node, int]]]
     saved: int
-    gain: int
+
+    @property
+    def gain(self) -> int:
+        """By how many transposes the graph becomes cheaper."""
+        return self.saved - sum(not all(_reads_by_stride(*use) for use in uses) for uses in self.turned.values())
 
     @classmethod
     def up(cls, graph: ir.Graph, starts: list[ir.Value | None]) -> _Walk:
@@ -198,8 +201,7 @@ class _Walk:
                     continue
                 turned.setdefault(value, []).append((node, index))
         saved = sum(_is_split(node) and node.inputs[0] in inside for node in graph)
-        paid = sum(not all(_reads_by_stride(*use) for use in uses) for uses in turned.values())
-        return cls(region, inside, turned, saved, saved - paid)
+        return cls(region, inside, turned, saved)
 
 
 def _exchangeable(graph: ir.Graph, starts: list[ir.Value | None]) -> dict[ir.Node, set[int]]:
