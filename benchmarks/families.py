@@ -29,12 +29,12 @@ from families import CAUSAL, FAMILIES, IMAGES, write
 from words import FILLER, WORDS
 
 from levi_deploy.config import Config
-from levi_deploy.demo import find_backbone
+from levi_deploy.demo.steps import find_backbone
 from levi_deploy.training import train
 from levi_export import export
 from levi_serving import Runner
-from levi_serving.bench.environment import environment
 from levi_serving.bundle import read_certificate
+from levi_serving.environment import environment
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 TEXT_BRANCHES = ("mlp", "cnn", "gru", "transformer")

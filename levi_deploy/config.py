@@ -1,11 +1,15 @@
-"""What a LEVI model and a training run are: three dataclasses, validated, from TOML or flags.
+"""What a LEVI model and a training run are: three dataclasses, validated, from TOML and to it.
 
-Knows no torch: a wrong option is refused before anything heavy is imported.
+Knows no torch: a wrong setting is refused before anything heavy is imported.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import json
+import re
+import textwrap
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -43,22 +47,23 @@ class ModelConfig:
     Attributes:
         backbone: a model's hub id or folder, for ``transformers.AutoModel``.
         taps: the depths that are read, 0 (embeddings) … L: a list, a number K to spread evenly over
-            1 … L with the last layer in, or ``all`` (0 … L). An empty list is the branch alone.
-        pooling: how a tap's tokens become one vector; ``attention`` learns queries, the others are fixed.
+            1 … L including the last layer, or ``all`` (0 … L). An empty list is the branch alone.
+        pooling: how a tap's tokens become one vector: ``attention`` learns queries; ``mean``, ``first`` and
+            ``last`` are fixed.
         queries: learned queries of each tap, for attention pooling.
         branches: the small models trained from scratch, by name or import string; an empty list leaves
-            them out, None takes one that fits each input of the rows.
+            them out; when not set, one that fits each input of the rows.
         branch_width: S, the width of a stage of one branch.
-        branch_depth: M, the number of stages; the branch's own choice when None.
+        branch_depth: M, the number of stages; the branch's own choice when not set.
         branch_embedding: width of a branch's own embeddings.
         branch_dropout: share of a branch stage dropped in training.
         head_hidden: hidden units of an adapting layer; 0 makes it linear.
         head_dropout: share of an adapting layer's inputs dropped in training.
-        average: whether the heads' logits or their probabilities are averaged.
-        lora: rank of the adapters that train in the backbone beside the rest; 0 for none. Taps then change
-            with every step, so they are not stored.
+        average: what of the heads is averaged: ``logits`` or ``probabilities``.
+        lora: rank of the adapters that train in the backbone together with the rest; 0 for none. Taps then
+            change with every step, so they are not stored.
         max_length: the most tokens of a row.
-        image_size: height and width of an image in pixels; the backbone's own when None.
+        image_size: height and width of an image in pixels; the backbone's own when not set.
     """
 
     backbone: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -83,35 +88,37 @@ class ModelConfig:
         for name in self.branches or ():
             if name not in BRANCHES and ":" not in name and not metadata.entry_points(group=BRANCH_GROUP, name=name):
                 raise UsageError(
-                    f"There is no branch {name!r}; known are {', '.join(BRANCHES)}, or an import string as "
+                    f"`branches` has {name!r}; expected {', '.join(BRANCHES)}, or an import string as "
                     "package.module:Class."
                 )
         if self.lora < 0 or (self.lora and self.taps == ()):
-            raise UsageError(f"lora is {self.lora}; expected a rank from 1, with taps to train for, or 0 for none.")
+            raise UsageError(f"`lora` is {self.lora}; expected a rank from 1, with taps to train for, or 0 for none.")
         if self.head_hidden < 0:
-            raise UsageError(f"head_hidden is {self.head_hidden}; expected 0 (linear) or more.")
+            raise UsageError(f"`head_hidden` is {self.head_hidden}; expected 0 (linear) or more.")
         if isinstance(self.taps, int) and self.taps < 1:
-            raise UsageError(f"taps is {self.taps}; expected a number of taps from 1, a list of depths, or 'all'.")
+            raise UsageError(f"`taps` is {self.taps}; expected a number of taps from 1, a list of depths, or 'all'.")
         if isinstance(self.taps, tuple):
             if list(self.taps) != sorted(set(self.taps)) or any(tap < 0 for tap in self.taps):
                 raise UsageError(
-                    f"taps are {list(self.taps)}; expected different depths from 0 upwards, in rising order."
+                    f"`taps` are {list(self.taps)}; expected different depths from 0 upwards, in rising order."
                 )
             if not self.taps and self.branches == ():
-                raise UsageError("There are no taps and no branch, so nothing reads the input; give one of them.")
+                raise UsageError(
+                    "There are no taps and no branch, so nothing reads the input. Give `taps` or `branches`."
+                )
 
     def depths(self, depth: int) -> tuple[int, ...]:
         """The taps as depths t_1 < … < t_K of a backbone with ``depth`` = L layers.
 
         Raises:
-            UsageError: a tap lies outside 0 … L, or more are asked for than there are layers.
+            UsageError: a tap lies outside 0 … L, or there are fewer layers than taps.
         """
         if self.taps == "all":
             return tuple(range(depth + 1))
         if isinstance(self.taps, int):
             if self.taps > depth:
                 raise UsageError(
-                    f"taps asks for {self.taps} depths, but {self.backbone} has {depth} layers. "
+                    f"`taps` is a number of {self.taps} depths, but {self.backbone} has {depth} layers. "
                     f"Give at most {depth}, or 'all' to read the embeddings too."
                 )
             return tuple(round((k + 1) * depth / self.taps) for k in range(self.taps))
@@ -130,18 +137,22 @@ class TrainingConfig:
     Attributes:
         epochs: the most passes over the training rows.
         batch_size: rows in a step.
-        learning_rate: AdamW's, at its highest.
-        weight_decay: AdamW's, on matrices only.
-        fine_tune: epochs in which the whole backbone is trained first, with a linear head; it is frozen then.
-        fine_tune_rate: AdamW's learning rate in them, at its highest.
+        learning_rate: AdamW's peak learning rate.
+        weight_decay: AdamW's weight decay, on matrices only.
+        fine_tune: epochs in which the whole backbone is trained first, with a linear head, and then frozen; 0
+            for none.
+        fine_tune_rate: AdamW's peak learning rate in the epochs of ``fine_tune``.
+        train_backbone: train the whole backbone with everything else, for all epochs and at ``learning_rate``, which
+            should then be as low as ``fine_tune_rate``: full fine-tuning. Its taps are not stored.
         patience: epochs without a better validation loss before training stops.
-        head_weights: w_1 … w_K, one for each head's loss; equal when empty.
-        class_weights: ``balanced`` weighs each class by the inverse of its share of the training rows.
-        augment: ``flip-crop`` shows image branches a mirrored and shifted image at random. The backbone
-            always sees the image as it is, so its stored taps stay right.
+        head_weights: the weights w_1 … w_K, one for each head's loss; equal when empty.
+        class_weights: ``balanced`` weighs each class by the inverse of its share of the training rows;
+            ``none`` weighs all rows the same.
+        augment: ``flip-crop`` shows image branches a mirrored and shifted image at random; ``none`` does not.
+            The backbone always sees the image as it is, so its stored taps stay valid.
         calibrate: divide the average's logits by one temperature, fitted on ID validation; regression has none.
         abstain_share: share of ID validation rows on which the model abstains: those whose heads disagree most.
-            The disagreement that sets them apart is kept with the model; 0 for never.
+            The threshold of disagreement is kept with the model; 0 for never.
         seed: of every random choice.
     """
 
@@ -151,6 +162,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     fine_tune: int = 0
     fine_tune_rate: float = 2e-5
+    train_backbone: bool = False
     patience: int = 3
     head_weights: tuple[float, ...] = ()
     class_weights: Literal["none", "balanced"] = "none"
@@ -163,11 +175,11 @@ class TrainingConfig:
         _positive(self, "epochs", "batch_size", "learning_rate", "fine_tune_rate", "patience")
         _share(self, "abstain_share")
         if self.fine_tune < 0:
-            raise UsageError(f"fine_tune is {self.fine_tune}; expected epochs from 1, or 0 for none.")
+            raise UsageError(f"`fine_tune` is {self.fine_tune}; expected epochs from 1, or 0 for none.")
         if self.weight_decay < 0:
-            raise UsageError(f"weight_decay is {self.weight_decay}; expected 0 or more.")
+            raise UsageError(f"`weight_decay` is {self.weight_decay}; expected 0 or more.")
         if any(weight < 0 for weight in self.head_weights) or (self.head_weights and not any(self.head_weights)):
-            raise UsageError(f"head_weights are {list(self.head_weights)}; expected numbers from 0, not all 0.")
+            raise UsageError(f"`head_weights` are {list(self.head_weights)}; expected numbers from 0, not all 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,16 +189,18 @@ class DataConfig:
     Attributes:
         text: the column with the text; ``text`` when neither a text nor an image is named.
         text_pair: the column with the second text of a pair.
-        image: the column with the image: a file's bytes or its path, from where the table lies.
+        image: the column with the image: a file's bytes, or its path relative to the table.
         numeric: columns of numbers, for a ``tabular`` branch.
-        categorical: columns of names, likewise.
+        categorical: columns of names, for a ``tabular`` branch.
         nodes: two id columns, as a user and an item, for a ``graph`` branch.
-        edges: a table with those two columns, a row an edge; the training rows when None.
+        edges: a table with those two columns, a row an edge; the training rows when not set.
         target: the column with the answer.
-        task: what kind of answer; ``auto`` tells from the values.
-        split_column: the column that says which rows are which.
+        task: what kind of answer: ``classification``, ``multilabel`` (labels joined by ``|``) or
+            ``regression``; ``auto`` decides by the values.
+        split_column: the column that says which rows are for training and which for validation.
         train_split: its value on training rows.
-        validation_split: its value on in-distribution validation rows.
+        validation_split: its value on in-distribution validation rows; when not set, the first that occurs of
+            ``id_val``, ``validation``, ``val``, ``valid`` and ``dev``.
     """
 
     text: str | None = None
@@ -206,11 +220,11 @@ class DataConfig:
         if self.text is None and self.image is None:
             object.__setattr__(self, "text", "text")
         if self.text_pair is not None and self.text is None:
-            raise UsageError(f"text_pair is {self.text_pair!r}, but there is no first text. Give --text too.")
+            raise UsageError(f"`text_pair` is {self.text_pair!r}, but there is no first text. Give `text` too.")
         if self.nodes and len(self.nodes) != 2:
-            raise UsageError(f"nodes are {list(self.nodes)}; expected two columns, as a user's and an item's id.")
+            raise UsageError(f"`nodes` are {list(self.nodes)}; expected two columns, as a user's and an item's id.")
         if self.edges is not None and not self.nodes:
-            raise UsageError("edges are given, but no node columns. Give --nodes USER,ITEM too.")
+            raise UsageError("`edges` are given, but no node columns. Give `nodes` too, as a user's and an item's id.")
         if self.target in self.inputs:
             raise UsageError(f"The column {self.target!r} is the target, so it cannot be an input as well.")
 
@@ -232,49 +246,53 @@ class Config:
     def __post_init__(self) -> None:
         if self.training.fine_tune and self.model.lora:
             raise UsageError(
-                f"fine_tune is {self.training.fine_tune} and lora is {self.model.lora}: the one trains the whole "
+                f"`fine_tune` is {self.training.fine_tune} and `lora` is {self.model.lora}: the one trains the whole "
                 "backbone, the other adapters in a frozen one. Give one of them."
             )
-        if self.training.fine_tune and self.model.taps == ():
+        if self.training.train_backbone and (self.training.fine_tune or self.model.lora):
+            other = "fine_tune" if self.training.fine_tune else "lora"
             raise UsageError(
-                f"fine_tune is {self.training.fine_tune}, but there are no taps, so nothing reads the backbone. "
-                "Give taps, or leave fine_tune out."
+                f"`train_backbone` and `{other}` are both given: they are different ways to train the backbone. "
+                "Give one of them."
+            )
+        if (self.training.fine_tune or self.training.train_backbone) and self.model.taps == ():
+            setting = "fine_tune" if self.training.fine_tune else "train_backbone"
+            raise UsageError(
+                f"`{setting}` is given, but there are no taps, so nothing reads the backbone. Give `taps`, or leave "
+                f"`{setting}` out."
             )
         for name in self.model.branches or ():
             reads = BRANCHES.get(name)
             if reads is not None and not any(getattr(self.data, column) for column in reads):
-                options = " or ".join(f"--{column}" for column in reads)
-                raise UsageError(f"The branch {name!r} does not fit: it reads what {options} names, and none is given.")
+                columns = " or ".join(f"`{column}`" for column in reads)
+                raise UsageError(f"The branch {name!r} does not fit: it reads what {columns} names, and none is given.")
 
     @classmethod
-    def read(cls, path: Path | None, **flags: Mapping[str, Any]) -> Self:
-        """Put a configuration together: flags before the file, the file before the defaults.
+    def read(cls, path: Path | None, **settings: Mapping[str, Any]) -> Self:
+        """Put a configuration together: the settings given override the file's, and these the defaults.
 
         Args:
             path: a TOML file, or None.
-            flags: by section; entries that are None were not given.
+            settings: by section; those that are None are not given.
 
         Raises:
-            UsageError: which entry is wrong, what was found, what was expected.
+            UsageError: which setting is wrong, what was found, what was expected.
         """
-        sections: dict[str, Any] = {}
+        file: dict[str, Any] = {}
         if path is not None:
             try:
-                sections = tomllib.loads(path.read_text(encoding="utf-8"))
+                file = tomllib.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise UsageError(f"{path} is no readable TOML file: {error}.") from error
-        known = {"model": ModelConfig, "training": TrainingConfig, "data": DataConfig}
-        for name in sections:
-            if name not in known:
-                raise UsageError(f"{path} has an unknown section [{name}]; known are {', '.join(known)}.")
-        given = {
-            name: {
-                **sections.get(name, {}),
-                **{key: value for key, value in flags.get(name, {}).items() if value is not None},
-            }
-            for name in known
-        }
-        return cls(**{name: _build(kind, given[name]) for name, kind in known.items()})
+        for name, section in (*file.items(), *settings.items()):
+            if name not in _SECTIONS or not isinstance(section, Mapping):
+                expected = ", ".join(f"[{known}]" for known in _SECTIONS)
+                raise UsageError(f"{name!r} is no section of a configuration; expected {expected}.")
+        sections = {}
+        for name, kind in _SECTIONS.items():
+            given = {key: value for key, value in settings.get(name, {}).items() if value is not None}
+            sections[name] = _build(name, kind, {**file.get(name, {}), **given})
+        return cls(**sections)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
@@ -285,13 +303,37 @@ class Config:
         """As plain dictionaries, for JSON."""
         return dataclasses.asdict(self)
 
+    def to_toml(self) -> str:
+        """As a TOML file that ``read`` takes: every setting with its value, below a comment that says what it is.
 
-def _build(kind: type[T], values: Mapping[str, Any]) -> T:
+        A setting without a value stands there commented out.
+        """
+        lines = ["# Every setting of a training run: levi train DATA -o RUN --config FILE"]
+        for section, kind in _SECTIONS.items():
+            lines += ["", f"[{section}]"]
+            for name, description in _descriptions(kind).items():
+                value = getattr(getattr(self, section), name)
+                lines += ["", *textwrap.wrap(description, 100, initial_indent="# ", subsequent_indent="# ")]
+                lines.append(f"# {name} =" if value is None else f"{name} = {json.dumps(value, ensure_ascii=False)}")
+        return "\n".join(lines) + "\n"
+
+
+_SECTIONS: dict[str, Any] = {"model": ModelConfig, "training": TrainingConfig, "data": DataConfig}
+
+
+def _descriptions(kind: type) -> dict[str, str]:
+    """Each setting's description in the docstring of its dataclass, in one line."""
+    _, *parts = re.split(r"^    (\w+): ", inspect.getdoc(kind) or "", flags=re.MULTILINE)
+    texts = (" ".join(part.replace("``", '"').split()) for part in parts[1::2])
+    return {name: text[0].upper() + text[1:] for name, text in zip(parts[::2], texts, strict=True)}
+
+
+def _build(section: str, kind: type[T], values: Mapping[str, Any]) -> T:
     """Make a dataclass from loose values, naming what does not fit."""
     hints = get_type_hints(kind)
     for name in values:
         if name not in hints:
-            raise UsageError(f"There is no option {name!r}; known are {', '.join(hints)}.")
+            raise UsageError(f"[{section}] has no setting {name!r}; expected {', '.join(hints)}.")
     return kind(**{name: _coerce(name, value, hints[name]) for name, value in values.items()})
 
 
@@ -309,7 +351,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
             return value
         if option is type(None) and value is None:
             return value
-    raise UsageError(f"{name} is {value!r}; expected {_in_words(options)}.")
+    raise UsageError(f"`{name}` is {value!r}; expected {_in_words(options)}.")
 
 
 def _in_words(options: tuple[Any, ...]) -> str:
@@ -327,10 +369,10 @@ def _in_words(options: tuple[Any, ...]) -> str:
 def _positive(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) is not None and not getattr(config, name) > 0:
-            raise UsageError(f"{name} is {getattr(config, name)}; expected more than 0.")
+            raise UsageError(f"`{name}` is {getattr(config, name)}; expected more than 0.")
 
 
 def _share(config: Any, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) < 1:
-            raise UsageError(f"{name} is {getattr(config, name)}; expected from 0 to below 1.")
+            raise UsageError(f"`{name}` is {getattr(config, name)}; expected from 0 to below 1.")

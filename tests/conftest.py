@@ -11,6 +11,14 @@ import pytest
 from words import FILLER, WORDS
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Nothing is read from, or left in, the cache of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEVI_CACHE", str(tmp_path_factory.mktemp("levi-cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory) -> Path:
     """A BERT of 4 layers, width 32, with random weights and a tokenizer of whole words."""

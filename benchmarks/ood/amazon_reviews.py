@@ -17,7 +17,7 @@ from pathlib import Path
 
 from commands import machine, path
 
-from levi_deploy.demo import find_backbone
+from levi_deploy.demo.steps import find_backbone
 
 PAGE = Path(__file__).parents[2] / "docs" / "amazon_reviews.md"
 COMMANDS = [

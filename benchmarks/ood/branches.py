@@ -3,15 +3,17 @@
     python benchmarks/ood/branches.py [--seeds 3] [--work FOLDER]
 
 Two studies with real weights, each with three branches, no branch, a linear probe and the branch alone: PACS with
-MobileNetV2 (photos → art and cartoons) and amazon_reviews with all-MiniLM-L6-v2 (media → goods → sentences). Reads
-both sets from the folder in LEVI_DATA (default ../shared/data). Every method trains on ``train`` at two learning
-rates; the better one on ``id_val`` is kept. No OOD row chooses anything. Runs kept in ``--work`` are not trained again.
+MobileNetV2 (photos → art and cartoons) and amazon_reviews with all-MiniLM-L6-v2 (media → goods → sentences); each
+beside full fine-tuning. Reads both sets from the folder in LEVI_DATA (default ../shared/data). Every method trains on
+``train`` at the learning rates named beside it; the better one on ``id_val`` is kept. No OOD row chooses anything.
+Runs kept in ``--work`` are not trained again.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -24,18 +26,20 @@ import numpy as np
 from commands import machine
 
 from levi_deploy.config import Config, DataConfig, ModelConfig, TrainingConfig
-from levi_deploy.dataset import encode_targets, read
-from levi_deploy.demo import find_backbone
+from levi_deploy.data import encode_targets, read
+from levi_deploy.demo.steps import find_backbone
 from levi_deploy.evaluation import metrics
-from levi_deploy.model import Backbone
-from levi_deploy.training import Run, branch_alone, linear_probe, train
-from levi_deploy.training.fit import Examples, predict
+from levi_deploy.methods import branch_alone, full_fine_tuning, linear_probe
+from levi_deploy.run import Run
+from levi_deploy.training import train
+from levi_deploy.training.fit import predict
+from levi_deploy.training.prepare import Examples
 from levi_deploy.training.taps import compute
-from levi_serving.predictions import Outputs, finish
-from levi_serving.preprocess import Preprocessor
+from levi_serving.predictions import finish
+from levi_serving.rows.preprocess import Preprocessor
 
 PAGE = Path(__file__).parents[2] / "docs" / "branches.md"
-RATES = (3e-4, 3e-3)  # the better on ID validation is kept, for every method alike
+RATES = (3e-4, 3e-3)  # the better on ID validation is kept
 PACS = """Seven classes of images of 112 pixels (Li et al. 2017; no terms stated, so it is not passed on). Training, ID
 validation and ID test are photos; OOD are art paintings and cartoons. Backbone: MobileNetV2 with ImageNet weights
 (Apache-2.0), frozen, three taps, attention pooling but for the probe's mean. Accuracy, and macro accuracy: the mean
@@ -45,7 +49,15 @@ REVIEWS = """Sentiment of reviews, two classes (FDU-MTL: Liu et al. 2017, from B
 terms stated, so it is not passed on). Training, ID validation and ID test are books, dvd, magazines, music and video;
 OOD are six kinds of goods, and one-sentence film reviews. Backbone: all-MiniLM-L6-v2 (Apache-2.0), frozen, three taps,
 texts of at most 128 tokens. Accuracy, the mean over domains. The branch alone is the mlp."""
-PARTS = ("taps without branch", "linear probe", "branch alone")
+INTRODUCTION = f"""# Which branch, and whether one at all
+
+Each method was trained at the learning rates {RATES[0]:g} and {RATES[1]:g} with the first seed, full fine-tuning at
+those that its section names; the one with the lower loss on `id_val` was kept. No OOD row chose anything. Fit is the
+training time once the taps are stored (full fine-tuning stores none), an upper bound: the machine did other work too.
+`linear probe` and `branch alone` are the paper's simplest baselines. A section without full fine-tuning was measured
+before that method was there.
+"""
+PARTS = ("taps without branch", "linear probe", "branch alone", "full fine-tuning")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +78,7 @@ class Method:
     model: ModelConfig
     training: TrainingConfig
     beside: tuple[str, ...] = ()
+    rates: tuple[float, ...] = RATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +105,7 @@ def pacs(backbone: Path) -> Study:
         "taps without branch": Method(model=bare, training=training),
         "linear probe": Method(model=linear_probe(levi, 16), training=training),
         "branch alone": Method(model=branch_alone(levi), training=training),
+        "full fine-tuning": fine_tuned(levi, training, rates=(5e-5, 3e-4)),
     }
     columns = [Column(title="id_val", split="id_val")]
     for split, domain, name in (
@@ -128,8 +142,8 @@ def amazon_reviews(backbone: Path) -> Study:
     }
     beside = {
         "LEVI, mlp": PARTS,
-        "LEVI, cnn": PARTS[:2],
-        "LEVI, transformer": PARTS[:2],
+        "LEVI, cnn": (*PARTS[:2], PARTS[3]),
+        "LEVI, transformer": (*PARTS[:2], PARTS[3]),
         "LEVI, mlp, attention pooling": ("taps without branch, attention pooling", *PARTS[1:]),
     }
     return Study(
@@ -140,7 +154,8 @@ def amazon_reviews(backbone: Path) -> Study:
         methods={
             name: Method(model=model, training=TrainingConfig(), beside=beside.get(name, ()))
             for name, model in models.items()
-        },
+        }
+        | {"full fine-tuning": fine_tuned(levi, TrainingConfig(epochs=2, batch_size=32), rates=(5e-5,))},
         columns=(
             Column(title="id_val", split="id_val"),
             Column(title="id_test", split="id_test"),
@@ -150,22 +165,33 @@ def amazon_reviews(backbone: Path) -> Study:
     )
 
 
+def fine_tuned(levi: ModelConfig, training: TrainingConfig, *, rates: tuple[float, ...]) -> Method:
+    config = full_fine_tuning(Config(model=levi, training=training))
+    return Method(model=config.model, training=config.training, rates=rates)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--study", choices=("all", "pacs", "amazon_reviews"), default="all", help="the others stay")
     parser.add_argument("--work", type=Path, help="a folder for runs and taps, kept; a temporary one when not given")
     options = parser.parse_args()
     data = Path(os.environ.get("LEVI_DATA", "../shared/data"))
-    studies = [pacs(data / "backbones" / "mobilenet_v2"), amazon_reviews(Path(find_backbone()))]
-    for study in studies:
+    studies = {
+        "pacs": pacs(data / "backbones" / "mobilenet_v2"),
+        "amazon_reviews": amazon_reviews(Path(find_backbone())),
+    }
+    for name, study in studies.items():
+        if options.study not in ("all", name):
+            continue
         if not (data / study.file).is_file():
             sys.exit(f"There is no {data / study.file}. Set LEVI_DATA to the folder that holds it.")
-    about = machine()
-    with tempfile.TemporaryDirectory() as temporary:
-        for study in studies:
-            for name in study.methods:
-                study.found[name] = trained(study, name, data, options.work or Path(temporary), options.seeds)
-    PAGE.write_text(page(about, studies, options.seeds), encoding="utf-8")
+        about = machine()
+        with tempfile.TemporaryDirectory() as temporary:
+            for method in study.methods:
+                study.found[method] = trained(study, method, data, options.work or Path(temporary), options.seeds)
+        own = section(study, about, name, options.seeds)
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), own), encoding="utf-8")
 
 
 def trained(study: Study, name: str, data: Path, work: Path, seeds: int) -> list[dict[str, float]]:
@@ -180,7 +206,7 @@ def trained(study: Study, name: str, data: Path, work: Path, seeds: int) -> list
             return kept
         return train(data / study.file, output, config, overwrite=True, cache=work / "cache")
 
-    first = min((one(rate, 0) for rate in RATES), key=lambda run: run.record["validation"]["log_loss"])
+    first = min((one(rate, 0) for rate in method.rates), key=lambda run: run.record["validation"]["log_loss"])
     rate = first.config.training.learning_rate
     found = []
     for run in [first, *(one(rate, seed) for seed in range(1, seeds))]:
@@ -194,20 +220,19 @@ def measured(study: Study, run: Run, data: Path, cache: Path) -> dict[str, float
     target = study.data.target
     table = read(data / study.file, inputs=run.preprocessing.names, target=target, further=["split", "domain"])
     splits, domains = np.asarray(table.columns["split"]), np.asarray(table.columns["domain"])
-    ensemble, preprocessor = run.ensemble(), Preprocessor(run.folder, run.preprocessing)
-    backbone = Backbone.load(run.config.model.backbone, lambda _: run.taps) if run.taps else None
+    levi, preprocessor = run.levi(), Preprocessor(run.folder, run.preprocessing)
+    frozen = levi.backbone if not run.backbone.fine_tuned else None
     by_domain: dict[tuple[str, str], dict[str, Any]] = {}
     for split in dict.fromkeys(column.split for column in study.columns):
         rows = np.flatnonzero(splits == split)
         part = table.take(rows.tolist())
         encoded = preprocessor.encode(part.rows)
-        taps = compute(backbone, encoded, run.config.model.pooling, folder=cache) if backbone else None
-        targets = encode_targets(part.targets, run.task, run.labels, column=target)
-        outputs = predict(ensemble, Examples(encoded, taps, targets))
+        taps = compute(frozen, encoded, run.config.model.pooling, folder=cache) if frozen is not None else None
+        targets = encode_targets(part.targets, run.task, column=target)
+        outputs = predict(levi, Examples(encoded, targets, taps))
         for domain in sorted(set(domains[rows].tolist())):
             own = np.flatnonzero(domains[rows] == domain)
-            answers = finish(Outputs(outputs.logits[own], outputs.head_logits[own]), task=run.task, labels=run.labels)
-            by_domain[split, domain] = metrics(answers, targets[own], task=run.task, labels=run.labels)
+            by_domain[split, domain] = metrics(finish(outputs.take(own), run.task), targets[own], run.task)
     values = {
         column.title: mean(
             found[column.metric]
@@ -219,12 +244,19 @@ def measured(study: Study, run: Run, data: Path, cache: Path) -> dict[str, float
     return {**values, "parameters": run.record["parameters"]["trained"], "fit_s": run.record["seconds"]["fit"]}
 
 
-def section(study: Study) -> str:
+def section(study: Study, about: str, name: str, seeds: int) -> str:
     titles = [column.title for column in study.columns]
+    rates = " and ".join(f"{rate:g}" for rate in study.methods["full fine-tuning"].rates)
     lines = [
         f"## {study.title}",
         "",
         study.about,
+        "",
+        f"Written by `python benchmarks/ood/branches.py --study {name} --seeds {seeds}`, its sentences too.",
+        "",
+        about,
+        "",
+        f"{f'Mean ± standard deviation over {seeds} seeds' if seeds > 1 else 'One seed'}; full fine-tuning at {rates}.",
         "",
         "| method | trained parameters | learning rate | fit, s | " + " | ".join(titles) + " |",
         "|---" * (4 + len(titles)) + "|",
@@ -273,21 +305,12 @@ def spread(values: list[float]) -> str:
     return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
-def page(about: str, studies: list[Study], seeds: int) -> str:
-    return f"""# Which branch, and whether one at all
-
-Written by `python benchmarks/ood/branches.py --seeds {seeds}`, with the sentences below the tables; nothing was typed.
-
-{about}
-
-Mean ± standard deviation over {seeds} seeds. Each method was trained at the learning rates {RATES[0]:g} and
-{RATES[1]:g} with the first seed; the one with the lower loss on `id_val` was kept. No OOD row chose
-anything. Fit is the training time once the taps are stored, an upper bound: the machine did other work too. `linear
-probe` and `branch alone` are the paper's
-simplest baselines; fine-tuning is not among these rows.
-
-{chr(10).join([section(study) + chr(10) for study in studies]).rstrip()}
-"""
+def page(before: str, own: str) -> str:
+    """The page with a study's section in place of its former one."""
+    parts = re.split(r"^(?=## )", before, flags=re.MULTILINE)[1:]
+    sections = {part.partition("\n")[0]: part.rstrip() for part in parts}
+    sections[own.partition("\n")[0]] = own.rstrip()
+    return "\n\n".join([INTRODUCTION.rstrip(), *sections.values()]) + "\n"
 
 
 if __name__ == "__main__":

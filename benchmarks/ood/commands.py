@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from levi_serving.bench.environment import environment
+from levi_serving.environment import environment
 
 __all__ = ["machine", "path"]
 

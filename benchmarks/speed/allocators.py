@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from levi_serving.bench.environment import environment
 from levi_serving.bench.stats import ratio
 from levi_serving.bundle import Bundle
-from levi_serving.session import Session
+from levi_serving.engine.session import Session
+from levi_serving.environment import environment
 
 SHAPES = ((1, 32), (1, 128), (8, 128))
 LIBRARIES = ("mimalloc", "tcmalloc_minimal", "jemalloc")

@@ -8,18 +8,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from bar_latencies import share_of_peak
 from bar_models import Line, flops
 
-from levi_deploy.demo import find_backbone
+from levi_deploy.demo.steps import find_backbone
 from levi_serving import Runner
-from levi_serving.batching import plan
-from levi_serving.bench import peak
+from levi_serving.bench.breakdown import measure_peak
 from levi_serving.bench.stats import ratio
+from levi_serving.engine.batching import plan
 
 
 def timed(command: Sequence[object]) -> float:
@@ -109,16 +108,15 @@ def overhead(bundles: dict[str, Path], work: Path, effort: float) -> list[Line]:
     pq.write_table(whole.take(np.linspace(0, len(whole) - 1, count).astype(int)), table)
     runner = Runner(bundles["attention"], scenario="offline", precision="fp32")
     encoded = runner.prepare(pq.read_table(table)["text"].to_pylist())
-    tokens: Any = runner.describe()["max_batch_tokens"]
-    ideal = [encoded.batch(rows) for rows in plan(encoded.lengths, max_tokens=tokens, max_rows=128)]
+    ideal = [encoded.batch(rows) for rows in plan(encoded.costs, runner.limits)]
     levi = Path(sys.executable).with_name("levi")
     found: dict[str, list[float]] = {"predict": [], "ideal": []}
     shares = []
     for _ in range(3):
-        rate = peak.measure(2)
+        rate = measure_peak(2)
         done = timed([levi, "predict", bundles["attention"], table, "-o", out, "--overwrite", "--precision", "fp32"])
         found["predict"].append(done)
-        shares.append((flops(encoded.lengths) / done, rate))
+        shares.append((flops(encoded.costs) / done, rate))
         started = time.perf_counter()
         assert runner._pool is not None
         list(runner._pool.map(runner.session.run, ideal))
@@ -140,7 +138,7 @@ MEMORY = """
 import sys
 from pathlib import Path
 from levi_serving import Runner, predict_file
-from levi_serving.bench.environment import peak_memory
+from levi_serving.environment import peak_memory
 predict_file(Runner(sys.argv[1], scenario="offline"), Path(sys.argv[2]), Path(sys.argv[3]), overwrite=True)
 print(peak_memory())
 """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,17 +19,17 @@ from bar_models import LAYERS, Line, data_file, flops
 from graph import Bare
 from openvino_side import OpenVinoSide
 
-from levi_deploy.demo import find_backbone
+from levi_deploy.demo.steps import find_backbone
 from levi_deploy.model import Backbone
-from levi_deploy.training import Run
+from levi_deploy.run import Run
 from levi_export.convert import convert
 from levi_export.graph import clean
 from levi_export.optimize import tokens_first
 from levi_serving import Runner
-from levi_serving.bench import peak
+from levi_serving.bench.breakdown import Peak, measure_peak
 from levi_serving.bench.stats import ratio
 from levi_serving.bundle import Bundle
-from levi_serving.session import Session
+from levi_serving.engine.session import Session
 
 SHAPES = ((1, 32), (1, 128), (8, 128), (32, 128))
 TURNS = {32: 40, 128: 16, 1024: 5, 4096: 2}  # by tokens in a query, for each making of the sessions
@@ -61,6 +62,11 @@ def clocked(side: Callable[[], object]) -> Callable[[], float]:
     return seconds
 
 
+def runs(session: Session, parts: Sequence[Mapping[str, np.ndarray]]) -> object:
+    """A query in parts, one after another."""
+    return [session.run(part) for part in parts]
+
+
 def turns(sides: dict[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
     """Seconds of each side in each turn, the order rotating; two turns warm up."""
     names, found = list(sides), {name: list[float]() for name in sides}
@@ -80,6 +86,7 @@ def latencies(bundles: dict[str, Path], work: Path, effort: float) -> tuple[list
     run = Run.open(work / "attention-run")
     reference = run.reference()
     text = Runner(bundles["attention"], threads=1, precision="fp32").preprocessor
+    assert text.tokenization is not None
     bare = Backbone.load(find_backbone(), lambda _: (LAYERS,))
     first = Run.open(work / "first-run")
 
@@ -100,7 +107,7 @@ def latencies(bundles: dict[str, Path], work: Path, effort: float) -> tuple[list
         "openvino-default": OpenVinoSide(bundles["attention"], work, exact=False),
     }
     rows = pq.read_table(work / "rows.parquet")["text"].to_pylist()[:64]
-    shares: list[tuple[float, peak.Peak]] = []
+    shares: list[tuple[float, Peak]] = []
     found: dict[Any, Any] = {shape: {pair: {name: [] for name in pair} for pair in PAIRS} for shape in SHAPES}
     for making in range(MAKINGS):
         # Where weights and buffers come to lie moves a ratio a little: all are made anew, in another order.
@@ -118,12 +125,9 @@ def latencies(bundles: dict[str, Path], work: Path, effort: float) -> tuple[list
 
             rows_each = max(1, BUDGET // shape[1])  # ours are cut as the runner cuts a query; the others take it whole
             parts = [batch.batch(range(n, min(n + rows_each, shape[0]))) for n in range(0, shape[0], rows_each)]
-            sides = {
-                name: clocked(lambda one=one, parts=parts: [one.run(part) for part in parts])
-                for name, one in ours.items()
-            }
-            sides["torch"] = clocked(lambda asked=asked: asked(reference.levi))
-            sides["torch-compile"] = clocked(lambda asked=asked: asked(compiled))
+            sides = {name: clocked(partial(runs, session, parts)) for name, session in ours.items()}
+            sides["torch"] = clocked(partial(asked, reference.levi))
+            sides["torch-compile"] = clocked(partial(asked, compiled))
             for name, other in others.items():
                 other.take(feeds)
                 sides[name] = other.seconds
@@ -134,14 +138,14 @@ def latencies(bundles: dict[str, Path], work: Path, effort: float) -> tuple[list
                     found[shape][pair][name] += times
                     if (shape, pair, name) == ((8, 128), ("levi", "bare"), "levi"):
                         useful = flops(np.full(shape[0], shape[1])) / median(times)
-                        shares.append((useful, peak.measure(1)))
+                        shares.append((useful, measure_peak(1)))
         print("sessions made", making + 1, "of", MAKINGS, "times", flush=True)
     os.sched_setaffinity(0, cores)
     line = share_of_peak("LEVI at (8, 128), one thread: useful operations", shares, 0.88)
     return [*bars(found), line], found
 
 
-def share_of_peak(what: str, shares: Sequence[tuple[float, peak.Peak]], bar: float) -> Line:
+def share_of_peak(what: str, shares: Sequence[tuple[float, Peak]], bar: float) -> Line:
     """Useful operations a second over the machine's own rate of matrix products, each measured beside the other."""
     found = [useful / rate.products for useful, rate in shares]
     rates, by = [rate.products / 1e9 for _, rate in shares], ", ".join(sorted({rate.by for _, rate in shares}))
@@ -171,8 +175,8 @@ def bars(found: dict[Any, Any]) -> list[Line]:
             else:
                 cells[-1] = f"({cells[-1]})"
         bars = [("≤ " if most else "≥ ") + f"{bar:g}" if bar else "–" for bar in least]
-        bar = bars[0] if len(set(bars)) == 1 else ", ".join(bars)
-        lines.append(Line(what, against, bar + " ×", "; ".join(cells), all(met)))
+        stated = bars[0] if len(set(bars)) == 1 else ", ".join(bars)
+        lines.append(Line(what, against, stated + " ×", "; ".join(cells), all(met)))
 
     compare("LEVI, attention pooling: time", "the bare backbone", "levi", "bare", [1.05] * 4, most=True)
     compare("LEVI, mean pooling: time", "the bare backbone", "mean", "bare", [1.02] * 4, most=True)

@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from levi_deploy.config import Config, DataConfig, ModelConfig
-from levi_deploy.demo import find_backbone
-from levi_deploy.training import branch_alone, linear_probe, train
+from levi_deploy.demo.steps import find_backbone
+from levi_deploy.methods import branch_alone, linear_probe
+from levi_deploy.training import train
 from levi_export import export
 
 LAYERS, WIDTH, INNER = 6, 384, 1536  # of all-MiniLM-L6-v2

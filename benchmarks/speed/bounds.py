@@ -11,22 +11,19 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from levi_serving.bench.environment import environment
+from levi_serving.environment import environment
 
 
 def taken_apart(bundle: Path, precision: str, rows: int, tokens: int) -> str:
     """The profile of one shape, as the command prints it."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            str(Path(sys.executable).with_name("levi")), "bench", str(bundle), "--batch-size", str(rows), "--length",
-            str(tokens), "--precision", precision, "--threads", "1", "--duration", "8", "--profile", f"{folder}/p.html",
-        ]  # fmt: skip
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return text.partition("\n\nThe flame view")[0]
+    command = [
+        str(Path(sys.executable).with_name("levi")), "profile", str(bundle), "--batch-size", str(rows), "--length",
+        str(tokens), "--precision", precision, "--threads", "1", "--duration", "8",
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.rstrip()
 
 
 def main() -> None:

@@ -26,9 +26,9 @@ from importlib import metadata
 from pathlib import Path
 from statistics import median
 
-from levi_deploy.demo import find_backbone
-from levi_serving.bench.environment import environment
+from levi_deploy.demo.steps import find_backbone
 from levi_serving.bench.stats import ratio
+from levi_serving.environment import environment
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "cold_start.md"
@@ -64,8 +64,8 @@ print(imported - started, loaded - imported, answered - loaded)
 PARTS = """
 import time; marks = [time.perf_counter()]
 from levi_serving.bundle import Bundle
-from levi_serving.preprocess import Encoded, Preprocessor
-from levi_serving.session import Session, providers
+from levi_serving.rows.preprocess import Encoded, Preprocessor
+from levi_serving.engine.session import Session, providers
 def mark(): marks.append(time.perf_counter())
 mark()
 bundle = Bundle.read({model!r}); mark()

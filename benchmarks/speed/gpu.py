@@ -15,6 +15,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,17 +27,18 @@ import transformers
 
 from levi_deploy.config import ModelConfig
 from levi_deploy.model import Backbone, Levi
-from levi_deploy.training.checkpoint import build
+from levi_deploy.model.build import build
 from levi_export.convert import convert
 from levi_export.graph import clean
 from levi_export.precision import derive
-from levi_serving.bench.environment import environment
 from levi_serving.bench.stats import ratio
-from levi_serving.gpu import GpuSettings
-from levi_serving.images import ImageSettings
-from levi_serving.preprocess import Preprocessing
-from levi_serving.session import Session
-from levi_serving.text import TextSettings
+from levi_serving.engine.gpu import GpuSettings
+from levi_serving.engine.session import Session
+from levi_serving.environment import environment
+from levi_serving.predictions import Task
+from levi_serving.rows.images import ImageSettings
+from levi_serving.rows.preprocess import Preprocessing
+from levi_serving.rows.text import TextSettings
 
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 TINY = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -59,7 +61,8 @@ def model(family: str, folder: Path, *, tiny: bool) -> tuple[Levi, Preprocessing
     backbone = Backbone.load(str(folder), lambda _: taps)
     branches = ("cnn",) if family == "ViT-B/16" else ("mlp",)
     config = ModelConfig(branches=branches)
-    parts = build(config, backbone.identity, rows, taps, task="classification", outputs=10)
+    task = Task(kind="classification", labels=tuple("abcdefghij"))
+    parts = build(config, backbone.identity, rows, taps, task=task)
     width, inner = sizes["hidden_size"], sizes["intermediate_size"]
     work = depth * tokens * (2 * (4 * width * width + 2 * width * inner) + 4 * tokens * width)
     return Levi(backbone, parts).eval(), rows, float(work)
@@ -78,7 +81,7 @@ def torch_side(levi: Levi, given: dict[str, np.ndarray], device: str) -> Callabl
     tensors = {name: torch.from_numpy(array).to(device) for name, array in given.items()}
     if device == "cpu":
         return lambda: _asked(levi, tensors)
-    warm = torch.cuda.Stream()
+    warm = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it without types
     with torch.cuda.stream(warm):
         for _ in range(3):
             _asked(levi, tensors)
@@ -99,7 +102,8 @@ def torch_side(levi: Levi, given: dict[str, np.ndarray], device: str) -> Callabl
 
 @torch.inference_mode()
 def _asked(levi: Levi, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    return levi(**{name: tensors[name] for name in levi.inputs if name in tensors})
+    logits, head_logits = levi(**{name: tensors[name] for name in levi.inputs if name in tensors})
+    return logits, head_logits
 
 
 def products(device: str, size: int) -> float:
@@ -139,7 +143,7 @@ def family(name: str, folder: Path, options: argparse.Namespace, peak: float) ->
     precision: Any = "fp16" if options.device == "cuda" else "fp32"
     path = folder / "model.onnx"
     if precision == "fp16":
-        narrowed, _ = derive(path, "fp16", text=rows.text is not None)
+        narrowed, _ = derive(path, "fp16")
         path = folder / "model.fp16.onnx"
         ir.save(narrowed, path, external_data="model.fp16.onnx.data")
     session = Session(path, device=options.device, precision=precision)
@@ -160,7 +164,7 @@ def family(name: str, folder: Path, options: argparse.Namespace, peak: float) ->
     for batch in map(int, options.batches.split(",")):
         given = feeds(rows, batch)
         sides: dict[str, Callable[[], object]] = {
-            side: (lambda one=one, given=given: one.run(given)) for side, one in sessions.items()
+            side: partial(session.run, given) for side, session in sessions.items()
         }
         sides["torch"] = torch_side(levi, given, options.device)
         found = turns(sides, options.seconds)

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from levi_serving.bench.environment import environment, peak_memory
+from levi_serving.environment import environment, peak_memory
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 VOCABULARY, WIDTH = 530_000, 1024
@@ -70,7 +70,7 @@ def write(work: Path) -> None:
     (work / "rows.csv").write_text("\n".join(["text,label", *lines]) + "\n")
 
 
-def step(name: str, work: Path) -> dict[str, float]:
+def step(name: str, work: Path) -> dict[str, float | None]:
     from levi_deploy.config import Config
     from levi_deploy.model import Backbone
     from levi_deploy.training import train

@@ -20,10 +20,10 @@ from statistics import median
 import numpy as np
 import onnxruntime
 
-from levi_serving.bench.environment import environment
 from levi_serving.bench.stats import ratio
 from levi_serving.bundle import Bundle
-from levi_serving.session import SLOWER
+from levi_serving.engine.cpu import SLOWER
+from levi_serving.environment import environment
 
 FORMS = {  # arena, plan of buffers, memory of a large batch given back
     "returned after each run": (False, False, False),
@@ -102,7 +102,9 @@ def main() -> None:
     sessions, draw = {form: session(path, form) for form in forms}, np.random.default_rng(0)
     cells: dict[str, list[str]] = {form: [] for form in forms}
     for shape in SHAPES:
-        given, times, faults = feeds(draw, *shape), {form: [] for form in forms}, {form: [] for form in forms}
+        given = feeds(draw, *shape)
+        times: dict[str, list[float]] = {form: [] for form in forms}
+        faults: dict[str, list[int]] = {form: [] for form in forms}
         for turn in range(options.turns + 2):
             for form, one in sessions.items():
                 before, started = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
@@ -114,7 +116,7 @@ def main() -> None:
             found = ratio(times[form], times[forms[0]])
             gain = f", {found['median']:.2f} × [{found['low']:.2f}, {found['high']:.2f}]" if form != forms[0] else ""
             cells[form].append(f"{1000 * median(times[form]):.1f} ms{gain}; {median(faults[form]):.0f} faults")
-    lines += [f"| {form} | " + " | ".join(found) + " |" for form, found in cells.items()]
+    lines += [f"| {form} | " + " | ".join(row) + " |" for form, row in cells.items()]
     lines += [
         "",
         "MiB held by a process:",
@@ -124,8 +126,8 @@ def main() -> None:
     ]
     for form in FORMS:
         command = [sys.executable, __file__, str(options.bundle), "--held", form]
-        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        lines.append(f"| {form} | " + " | ".join(found) + " |")
+        mib = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        lines.append(f"| {form} | " + " | ".join(mib) + " |")
     options.output.write_text("\n".join([*lines, ""]), encoding="utf-8")
     print("\n".join(lines))
 

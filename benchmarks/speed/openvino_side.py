@@ -37,7 +37,7 @@ class OpenVinoSide:
     def take(self, feeds: Mapping[str, np.ndarray]) -> None:
         """The arrays of the next runs."""
         path = self._folder / "openvino.npz"
-        np.savez(path, **feeds)
+        np.savez(path, **dict[str, Any](feeds))
         self._ask(str(path))
 
     def seconds(self) -> float:

@@ -17,9 +17,9 @@ from pathlib import Path
 from statistics import median
 
 from levi_serving import Runner
-from levi_serving.bench.environment import environment
 from levi_serving.bench.stats import ratio
 from levi_serving.bundle import GOLDEN
+from levi_serving.environment import environment
 from levi_serving.parity import Golden
 
 IMPORTS = ["pass", "import numpy, tokenizers", "import levi_serving"]
@@ -35,8 +35,8 @@ def main() -> None:
     about = environment()
     print(f"{about['cpu']}, {about['usable_cores']} cores, Python {about['python']}, {about['versions']}\n")
     print("| fresh process | s, median | fastest | slowest |\n|---|---|---|---|")
-    for code, found in zip(IMPORTS, imports(options.rounds), strict=True):
-        print(f"| `{code}` | {median(found):.3f} | {min(found):.3f} | {max(found):.3f} |")
+    for code, times in zip(IMPORTS, imports(options.rounds), strict=True):
+        print(f"| `{code}` | {median(times):.3f} | {min(times):.3f} | {max(times):.3f} |")
     print("\n| max_batch_tokens | time of 4096 ÷ its time, the bundle's own rows |\n|---|---|")
     for budget, found in budgets(options.bundle, options.rounds).items():
         print(f"| {budget} | {found['median']:.3f} × [{found['low']:.3f}, {found['high']:.3f}] |")

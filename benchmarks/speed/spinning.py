@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from levi_serving.bench.environment import environment
 from levi_serving.bench.stats import ratio
 from levi_serving.bundle import Bundle
-from levi_serving.machine import usable_cores
-from levi_serving.session import SLOWER, SPIN_US
+from levi_serving.engine.cpu import SLOWER, SPIN_US
+from levi_serving.environment import environment, usable_cores
 
 WAYS: dict[str, dict[str, str]] = {
     "sleep at once": {"session.intra_op.allow_spinning": "0"},

@@ -23,18 +23,20 @@ import torch
 from transformers import AutoModel
 
 from levi_deploy.config import Config
-from levi_deploy.demo import find_backbone
-from levi_deploy.demo_data import write_reviews
-from levi_deploy.model import Backbone, Ensemble
-from levi_deploy.model.backbone import save_tokenizer
-from levi_deploy.training.checkpoint import build
-from levi_deploy.training.fit import Examples, fit
+from levi_deploy.demo.reviews import write_reviews
+from levi_deploy.demo.steps import find_backbone
+from levi_deploy.model import Backbone, Levi
+from levi_deploy.model.build import build
+from levi_deploy.model.tokenizer import save_tokenizer
+from levi_deploy.training.fit import fit
+from levi_deploy.training.prepare import Examples
 from levi_deploy.training.taps import Taps, compute
-from levi_serving.batching import plan
-from levi_serving.bench.environment import environment
 from levi_serving.bench.stats import ratio
-from levi_serving.preprocess import Encoded, Preprocessing, Preprocessor
-from levi_serving.text import TextSettings, Tokens
+from levi_serving.engine.batching import Limits, plan
+from levi_serving.environment import environment
+from levi_serving.predictions import Task
+from levi_serving.rows.preprocess import Encoded, Preprocessing, Preprocessor
+from levi_serving.rows.text import TextSettings, Tokens
 
 FIXED_ROWS, EPOCHS, ROWS = 20_000, 10, 256
 
@@ -63,7 +65,7 @@ def heading(encoded: Encoded) -> str:
     about: dict[str, Any] = environment()
     return (
         f"{about['cpu']}, {about['usable_cores']} cores, torch {about['versions']['torch']}, all-MiniLM-L6-v2, "
-        f"taps 2, 4, 6, mlp branch, heads of 128 units; rows of {encoded.lengths.mean():.0f} tokens on average.\n"
+        f"taps 2, 4, 6, mlp branch, heads of 128 units; rows of {encoded.costs.mean():.0f} tokens on average.\n"
     )
 
 
@@ -78,17 +80,17 @@ def configuration(pooling: str, *, epochs: int) -> Config:
     return Config.read(None, model={"taps": [2, 4, 6], "pooling": pooling}, training={"epochs": epochs, "patience": 99})
 
 
-def ensemble(config: Config, backbone: Backbone) -> Ensemble:
+def untrained(config: Config, backbone: Backbone) -> Levi:
     torch.manual_seed(0)
-    rows = Preprocessing(text=TextSettings())
-    return build(config.model, backbone.identity, rows, backbone.taps, task="classification", outputs=2)
+    rows, task = Preprocessing(text=TextSettings()), Task(kind="classification", labels=("negative", "positive"))
+    return Levi(backbone, build(config.model, backbone.identity, rows, backbone.taps, task=task))
 
 
 def train(config: Config, backbone: Backbone, examples: Examples, held_out: Examples, folder: Path) -> float:
-    model, state = ensemble(config, backbone), folder / "state.safetensors"
+    model, state = untrained(config, backbone), folder / "state.safetensors"
     state.unlink(missing_ok=True)
     started = time.perf_counter()
-    fit(model, examples, held_out, config.training, state=state, on_epoch=lambda _: None)
+    fit(model, examples, held_out, config.training, state=state)
     return time.perf_counter() - started
 
 
@@ -100,7 +102,7 @@ def fixed(backbone: Backbone, settings: Preprocessing, folder: Path) -> str:
     assert settings.text is not None
     encoded = Encoded(settings, Tokens.of(rows, settings.text))
     taps = Taps([draw.standard_normal((FIXED_ROWS, 384), dtype=np.float32) for _ in range(3)], encoded, True)
-    examples = Examples(encoded, taps, draw.integers(0, 2, size=FIXED_ROWS))
+    examples = Examples(encoded, draw.integers(0, 2, size=FIXED_ROWS), taps)
     return f"{train(config, backbone, examples, examples_of(examples, 256), folder):.1f} s"
 
 
@@ -113,18 +115,18 @@ def examples_of(examples: Examples, count: int) -> Examples:
     encoded = Encoded(examples.encoded.settings, fewer)
     end = count if examples.taps.fixed else int(fewer.offsets[-1])
     values = [tap[:end] for tap in examples.taps.values]
-    return Examples(encoded, Taps(values, encoded, examples.taps.fixed), examples.targets[:count])
+    return Examples(encoded, examples.targets[:count], Taps(values, encoded, examples.taps.fixed))
 
 
 def against_fine_tuning(source: str, backbone: Backbone, encoded: Encoded, folder: Path, rounds: int) -> list[str]:
     targets = np.arange(len(encoded)) % 2
-    examples = Examples(encoded, compute(backbone, encoded, "attention", folder=folder), targets)
+    examples = Examples(encoded, targets, compute(backbone, encoded, "attention", folder=folder))
     held_out = examples_of(examples, 8)
     config = configuration("attention", epochs=1)
     tuned = AutoModel.from_pretrained(source).train()
     head = torch.nn.Linear(tuned.config.hidden_size, 2)
     optimizer = torch.optim.AdamW([*tuned.parameters(), *head.parameters()], lr=2e-5)
-    order = np.argsort(encoded.lengths, kind="stable")
+    order = np.argsort(encoded.costs, kind="stable")
 
     def fine_tune() -> float:
         started = time.perf_counter()
@@ -149,7 +151,7 @@ def against_fine_tuning(source: str, backbone: Backbone, encoded: Encoded, folde
 
 def against_inference(source: str, backbone: Backbone, encoded: Encoded, folder: Path, rounds: int) -> str:
     plain = AutoModel.from_pretrained(source).eval()
-    batches = plan(encoded.lengths, max_tokens=2048, max_rows=512)
+    batches = plan(encoded.costs, Limits(tokens=2048, rows=512))
     calls = 0
 
     def taps() -> float:
@@ -167,7 +169,7 @@ def against_inference(source: str, backbone: Backbone, encoded: Encoded, folder:
         return time.perf_counter() - started
 
     ours, theirs = interleaved(taps, inference, rounds)
-    tokens = int(encoded.lengths.sum())
+    tokens = int(encoded.costs.sum())
     rate = f"{tokens / median(ours):,.0f} and {tokens / median(theirs):,.0f} tokens/s"
     found = in_words(ratio(ours, theirs))
     return f"| computing and storing taps: plain inference's time ÷ ours, same batches | {found}; {rate} |"

@@ -1,5 +1,5 @@
 """One ONNX graph, proven equal to the model it came from."""
 
-from levi_export.export import export
+from levi_export.pipeline import export
 
 __all__ = ["export"]

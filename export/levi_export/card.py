@@ -1,11 +1,11 @@
-"""The model card that travels in the bundle. Only states what the manifest and the certificate hold."""
+"""The bundle's model card: README.md, from what the manifest and the certificates hold and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from levi_serving.bundle import Graph, Manifest
+from levi_serving.bundle import GraphFile, Manifest
 
 __all__ = ["card"]
 
@@ -27,8 +27,8 @@ def card(manifest: Manifest, certificates: Mapping[str, dict[str, Any]]) -> str:
     share = parameters["trained"] / parameters["full_fine_tuning"]
     abstains = (
         "never"
-        if manifest.abstain_above is None
-        else f"where its heads' disagreement is above {manifest.abstain_above:.4g}"
+        if manifest.task.abstain_above is None
+        else f"where its heads' disagreement is above {manifest.task.abstain_above:.4g}"
     )
     lines = [
         "# A LEVI model in one ONNX graph",
@@ -38,8 +38,8 @@ def card(manifest: Manifest, certificates: Mapping[str, dict[str, Any]]) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| task | {manifest.task} |",
-        f"| labels | {', '.join(manifest.labels)} |",
+        f"| task | {manifest.task.kind} |",
+        f"| labels | {', '.join(manifest.task.labels)} |",
         f"| input | {manifest.preprocessing.in_words} |",
         f"| backbone | {backbone if model['taps'] else 'none'} |",
         f"| taps | {taps}{pooling} |",
@@ -53,7 +53,7 @@ def card(manifest: Manifest, certificates: Mapping[str, dict[str, Any]]) -> str:
         "## In-distribution validation",
         "",
         f"{rows} rows ({data['validation_from']}), after training on {data['training_rows']}. These rows chose the",
-        "epoch; they are no test set, and they say nothing of other distributions.",
+        "epoch; they are no test set, and they say nothing about other distributions.",
         "",
         "| metric | average | " + " | ".join(f"head {k + 1}" for k in range(len(heads))) + " |",
         "|---|" + "---|" * (1 + len(heads)),
@@ -68,8 +68,8 @@ def card(manifest: Manifest, certificates: Mapping[str, dict[str, Any]]) -> str:
         "",
         "Each graph was compared with the torch model when it was exported, through the runner that serves.",
         "",
-        "| graph | precision | device | changes after tracing | largest error of any logit, of their spread | "
-        "predictions equal | alone against in a batch |",
+        "| graph | precision | device | changes after tracing | largest error of any logit, of their standard "
+        "deviation | predictions equal | alone against in a batch |",
         "|---|---|---|---|---|---|---|",
         *(_row(graph, certificates[graph.file]) for graph in manifest.graphs),
         "",
@@ -88,7 +88,7 @@ def card(manifest: Manifest, certificates: Mapping[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _row(graph: Graph, certificate: dict[str, Any]) -> str:
+def _row(graph: GraphFile, certificate: dict[str, Any]) -> str:
     changes = ", ".join(f"{count} {what}" for what, count in graph.changes.items()) or "none"
     real = certificate.get("real_rows", certificate["rows"])
     allowed = certificate["standard"]["tolerance"]

@@ -1,4 +1,4 @@
-"""From a torch LEVI model to one ONNX graph in memory. Knows torch's exporter; knows no files and no proof.
+"""From a torch LEVI model to one ONNX graph in memory, and what that graph is expected to have.
 
 The exporter is torch's dynamo path with the backbone's attention in eager form: the combination that
 exports every architecture tried, and whose result is right at shapes never seen in tracing.
@@ -26,16 +26,16 @@ from optimum.utils import (
 from levi_deploy.model import Levi
 from levi_serving.bundle import Tensor
 from levi_serving.errors import ParityError
-from levi_serving.preprocess import Encoded, Preprocessing
+from levi_serving.rows.preprocess import Encoded, Preprocessing
 
-__all__ = ["OPSET", "convert", "inputs", "outputs"]
+__all__ = ["OPSET", "convert", "inputs", "outputs", "weight_bytes"]
 
 OPSET = 20
 _TEXT = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def inputs(levi: Levi, preprocessing: Preprocessing) -> tuple[Tensor, ...]:
-    """The graph's inputs: those that any part of the model reads of such rows."""
+    """The graph's inputs: those arrays of such rows that any part of the model reads."""
     declared = []
     blank = Encoded.blank(preprocessing, rows=2).batch([0, 1])
     for name in levi.inputs:
@@ -53,6 +53,21 @@ def outputs(*, heads: int, classes: int) -> tuple[Tensor, ...]:
     )
 
 
+@torch.no_grad()
+def weight_bytes(levi: Levi, preprocessing: Preprocessing) -> int:
+    """The most bytes that the graph's constants may take.
+
+    These are the model's weights and, for images of another size than the backbone's own, the table of positions that
+    is interpolated to it.
+    """
+    weights: int = sum(t.numel() * t.element_size() for t in levi.state_dict(keep_vars=True).values())
+    backbone, image = levi.backbone, preprocessing.image
+    if backbone is None or image is None or backbone.identity.image_size in (None, image.height):
+        return weights
+    taps = backbone({"pixel_values": torch.zeros(1, 3, image.height, image.width)})  # (1, T, D) each
+    return weights + max(int(tap.numel() * tap.element_size()) for tap in taps)
+
+
 def convert(levi: Levi, preprocessing: Preprocessing) -> ir.Model:
     """Trace a model into one graph with a symbolic batch and sequence.
 
@@ -63,22 +78,21 @@ def convert(levi: Levi, preprocessing: Preprocessing) -> ir.Model:
     Raises:
         ParityError: torch cannot trace this model.
     """
-    # Sizes of 1 in tracing would be taken for constants: the graph would be wrong at every other size.
-    names = inputs(levi, preprocessing)
+    tensors = inputs(levi, preprocessing)
     example = _example(preprocessing)
     if levi.backbone is not None:
         levi.backbone.model.set_attn_implementation("eager")
     dynamic = {
-        tensor.name: {n: size for n, size in enumerate(tensor.shape) if isinstance(size, str)} for tensor in names
+        tensor.name: {n: size for n, size in enumerate(tensor.shape) if isinstance(size, str)} for tensor in tensors
     }
     with _quiet(), torch.no_grad():
         try:
             program = torch.onnx.export(
                 levi,
-                kwargs={tensor.name: torch.from_numpy(example[tensor.name]) for tensor in names},
+                kwargs={tensor.name: torch.from_numpy(example[tensor.name]) for tensor in tensors},
                 dynamo=True,
                 dynamic_shapes=dynamic,
-                input_names=[tensor.name for tensor in names],
+                input_names=[tensor.name for tensor in tensors],
                 output_names=[tensor.name for tensor in outputs(heads=1, classes=1)],
                 opset_version=OPSET,
                 optimize=True,
@@ -96,7 +110,7 @@ def convert(levi: Levi, preprocessing: Preprocessing) -> ir.Model:
 
 
 def _innermost(error: BaseException) -> str:
-    """What went wrong at the bottom: the exporter's own message only names its steps."""
+    """The first cause: the exporter's own message only names its steps."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -104,7 +118,10 @@ def _innermost(error: BaseException) -> str:
 
 
 def _example(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Two rows of random tokens and pixels, as optimum draws them, beside blank further columns."""
+    """Two rows of random tokens and pixels, as optimum draws them, and blank further columns.
+
+    Two, since the exporter takes a size of 1 for a constant: the graph would be wrong at every other size.
+    """
     example: dict[str, Any] = Encoded.blank(preprocessing, rows=2, tokens=16).batch([0, 1])
     text = DummyTextInputGenerator(
         "feature-extraction", NormalizedTextConfig(SimpleNamespace(vocab_size=2)), batch_size=2, sequence_length=16
@@ -124,7 +141,7 @@ def _example(preprocessing: Preprocessing) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and its remarks on packages it could also use out of the output."""
+    """Suppress the exporter's progress and its remarks on packages that it could also use."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

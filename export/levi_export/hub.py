@@ -1,8 +1,7 @@
 """The files by which transformers and optimum-onnx open a bundle: configuration, tokenizer, image processor.
 
-They repeat what ``levi.json`` says in those libraries' own words, and nothing of levi-deploy reads them. A model
-of one text (or pair) or of one image opens there; one of further columns does not, since those libraries know no
-such input. Knows no graph.
+They repeat ``levi.json`` in those libraries' own terms, and nothing in levi-deploy reads them. A model of one text
+(or pair) or of one image opens there; a model of further columns does not, since those libraries have no such input.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from levi_deploy.model import Levi
-from levi_deploy.training.checkpoint import Run
-from levi_serving.images import ImageSettings
-from levi_serving.preprocess import TOKENIZER
-from levi_serving.text import TextSettings
+from levi_deploy.run import Run
+from levi_serving import atomic
+from levi_serving.rows.images import ImageSettings
+from levi_serving.rows.preprocess import TOKENIZER
+from levi_serving.rows.text import TextSettings
 
 __all__ = ["write_hub_files"]
 
@@ -30,17 +30,17 @@ _KINDS = {
 def write_hub_files(folder: Path, trained: Run, levi: Levi) -> None:
     """Write ``config.json`` and what prepares a row, into a folder that has its ``tokenizer.json``.
 
-    A branch alone has no backbone whose configuration those libraries would know: it gets its labels alone.
+    A model without a backbone has no configuration that those libraries know: its ``config.json`` has only labels.
     """
     rows = trained.preprocessing
     documents: dict[str, Mapping[str, Any]] = {"config.json": _config(trained, levi)}
-    alone = rows.columns is None and (rows.text is None or rows.image is None)
-    if alone and rows.text is not None:
+    single = rows.columns is None and (rows.text is None or rows.image is None)
+    if single and rows.text is not None:
         documents["tokenizer_config.json"] = _tokenizer(rows.text, folder / TOKENIZER, levi.inputs)
-    elif alone and rows.image is not None:
+    elif single and rows.image is not None:
         documents["preprocessor_config.json"] = _image_processor(rows.image)
     for name, document in documents.items():
-        (folder / name).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        atomic.write(folder / name, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
 def _config(trained: Run, levi: Levi) -> dict[str, Any]:
@@ -48,9 +48,9 @@ def _config(trained: Run, levi: Levi) -> dict[str, Any]:
     config: dict[str, Any] = levi.backbone.model.config.to_dict() if levi.backbone is not None else {}
     return {
         **{name: value for name, value in config.items() if not name.startswith("_")},
-        "id2label": dict(enumerate(trained.labels)),
-        "label2id": {label: c for c, label in enumerate(trained.labels)},
-        "problem_type": _KINDS[trained.task],
+        "id2label": dict(enumerate(trained.task.labels)),
+        "label2id": {label: c for c, label in enumerate(trained.task.labels)},
+        "problem_type": _KINDS[trained.task.kind],
     }
 
 
@@ -63,13 +63,13 @@ def _tokenizer(text: TextSettings, path: Path, inputs: tuple[str, ...]) -> dict[
         "model_input_names": [name for name in inputs if name in ("input_ids", "attention_mask", "token_type_ids")],
         "padding_side": text.padding_side,
         "truncation_side": "right",
-        # A token that is not special already would be made so, and texts that hold it would be cut elsewhere.
+        # Naming a token here makes it special; one that is not special already would then split texts elsewhere.
         **({"pad_token": special[text.pad_id]} if text.pad_id in special else {}),
     }
 
 
 def _image_processor(image: ImageSettings) -> dict[str, Any]:
-    """CLIP's processor: the one that does each of resize, crop, scale and normalise as it is told, in this order."""
+    """CLIP's processor: resize, crop, scale and normalise in this order, each set by its own options."""
     from PIL import Image
 
     height_width = ("height", "width")

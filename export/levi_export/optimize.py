@@ -1,6 +1,40 @@
-"""Passes that make a traced graph cheaper and leave its answers as they are. Knows no torch, no files and no precision.
+"""Passes that make a traced graph cheaper and leave its answers as they are.
 
-Each works on the graph in memory with standard operators, and says how many nodes it changed.
+Each works on the graph in memory, with standard operators, and says how much it changed:
+
+- ``cut_to_first_token`` computes the last layer for token 0 only, where nothing else of it is read;
+- ``tokens_first`` changes the layout of hidden states from (B, T, D) to (T, B, D), which saves transposes on CPUs.
+
+B rows, T tokens, D width, H heads. One attention layer before and after ``tokens_first``, for B = 2, T = 5, D = 8,
+H = 2 (the digits behind a Transpose are its ``perm``)::
+
+        layout (B, T, D)                                  layout (T, B, D)
+
+           x (2, 5, 8)                                       x (5, 2, 8)
+      +---------+---------+                             +---------+---------+
+    MatMul    MatMul    MatMul      (2, 5, 8)         MatMul    MatMul    MatMul      (5, 2, 8)
+    Reshape   Reshape   Reshape     (2, 5, 2, 4)      Reshape   Reshape   Reshape     (5, 2, 2, 4)
+    T 0213    T 0231    T 0213      (2, 2, 5, 4) *    t 1203    t 1230    t 1203      (2, 2, 5, 4) *
+      |         |         |                             |         |         |
+      +-MatMul--+         |         (2, 2, 5, 5)        +-MatMul--+         |         (2, 2, 5, 5)
+        Softmax           |                               Softmax           |
+        MatMul------------+         (2, 2, 5, 4)          MatMul------------+         (2, 2, 5, 4)
+        T 0213                      (2, 5, 2, 4)          T 2013                      (5, 2, 2, 4)
+        Reshape                     (2, 5, 8)             Reshape                     (5, 2, 8)
+        MatMul                                            MatMul
+        Add x                                             Add x
+
+    T: copied in memory    t: folded into the MatMul that reads it    * keys: (2, 2, 4, 5)
+
+Why ``t`` needs no copy: the queries of row b and head h are a matrix (T, D / H) = (5, 4). After the Reshape to
+(T, B, H, D / H) = (5, 2, 2, 4), element (t, b, h, d) lies at 16 t + 8 b + 4 h + d, so the four matrices begin at
+0, 4, 8 and 12: one constant step, D / H, which a batched product can follow by its stride. onnxruntime folds such a
+Transpose into its ``FusedMatMul`` (``transBatchA``, ``transBatchB``). From (B, T, H, D / H) = (2, 5, 2, 4) the element
+lies at 40 b + 8 t + 4 h + d and the matrices begin at 0, 4, 40 and 44: no constant step, so the Transpose is a copy.
+So four transposes a layer become one.
+
+Neither pass descends into subgraphs (the branches of an ``If``): both reason about all consumers of a value in one
+graph. A value that leaves the graph, into a subgraph or as its output, keeps its layout and all its tokens.
 """
 
 from __future__ import annotations
@@ -18,84 +52,89 @@ _ELEMENTWISE = {
     "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "Neg", "Abs", "Exp", "Erf", "Tanh", "Sigmoid", "Relu",
     "Gelu", "Clip", "Min", "Max", "Where", "Cast", "Identity", "HardSwish", "Swish",
 }  # fmt: skip
-_BY_ROW = {"LayerNormalization", "RMSNormalization", "Softmax"}  # over the last axes
+_NORMALIZING = {"LayerNormalization", "RMSNormalization", "Softmax"}  # over the last axes, from ``axis`` on
 _REDUCING = {"ReduceMean", "ReduceSum", "ReduceMax"}
-_SPLITS = ((0, 2, 1, 3), (0, 2, 3, 1))  # of queries and values by head, and of keys, turned over too
-_OTHER = {0: 1, 1: 0}
+_HEAD_SPLITS = ((0, 2, 1, 3), (0, 2, 3, 1))  # (B, T, H, D / H) to (B, H, T, D / H), and keys to (B, H, D / H, T)
+_EXCHANGED = {0: 1, 1: 0}
+
+_Use = tuple[ir.Node, int]  # a consumer of a value, and which of its inputs the value is
 
 
 def cut_to_first_token(model: ir.Model) -> int:
-    """Compute what comes after the last layer's keys and values for the first token alone, where no other is read.
+    """Compute what follows the last layer's keys and values for the first token only, where no other is read.
 
-    From each place that reads token 0 and nothing else of a value, walk up through the operators that treat
-    tokens one by one, as long as everything that reads a value is in the walk; there the residual and the
-    query are sliced. Keys and values stay whole, since the first token attends to all. The graph is left
-    alone where the walk meets no matrix product.
+    The pass starts at each node that reads token 0 of a value, as ``hidden[:, 0]``, and propagates that from consumer
+    to producer, through operators that treat tokens one by one, as long as every consumer of a value needs only
+    token 0. At the boundary of this region the residual and the query are sliced to one token. Keys and values
+    stay whole, since the first token attends to all. The graph is unchanged where the region has no matrix product.
 
     Returns:
-        How many nodes now see one token instead of T.
+        How many nodes now compute one token instead of T.
     """
-    reads: dict[tuple[ir.Node, int], int] = {}  # a use of a value, as (node, input): the axis whose place 0 it needs
-    cone: dict[ir.Node, int] = {}  # the nodes that need one token alone: the axis of their output
+    needs: dict[_Use, int] = {}  # the uses that need only place 0, and along which axis of the value
+    region: dict[ir.Node, int] = {}  # the nodes that compute one token, and the token axis of their output
     for node in reversed(list(model.graph)):
-        if (axis := _first_token_read(node)) is not None:
-            reads[node, 0] = axis
+        if _reads_first_token(node):
+            needs[node, 0] = 1
             continue
-        needed = _needed(node, reads)
-        if needed is not None and (found := _through(node, needed)) is not None:
-            cone[node] = needed
-            reads |= {(node, index): own for index, own in found.items()}
-    if not any(node.op_type == "MatMul" for node in cone):
+        axis = _axis_needed(node, needs)
+        if axis is not None and (inputs := _propagated_axes(node, axis)) is not None:
+            region[node] = axis
+            needs |= {(node, index): own for index, own in inputs.items()}
+    if not any(node.op_type == "MatMul" for node in region):
         return 0
     slices: dict[tuple[ir.Value, int], ir.Value] = {}
-    for node in reversed(list(cone)):
+    for node in reversed(list(region)):
         for index, value in enumerate(node.inputs):
-            axis = reads.get((node, index))
-            if axis is None or value is None or value.producer() in cone:
+            axis = needs.get((node, index))
+            if axis is None or value is None or value.producer() in region:
                 continue
             if (value, axis) not in slices:
                 slices[value, axis] = _slice(model.graph, node, value, axis, name=f"{node.name}_first_{index}")
             node.replace_input_with(index, slices[value, axis])
-    for node, axis in cone.items():
+    for node, axis in region.items():
         if node.op_type == "Reshape":
-            _retarget(model.graph, node, axis)
+            sizes = _sizes_with_one(node.outputs[0], axis)
+            target = [size if isinstance(size, int) else -1 for size in sizes]  # -1: B, the only symbolic size left
+            node.replace_input_with(1, _constant(model.graph, target))
         for value in node.outputs:
-            value.shape = _with_one(value, axis)
-    RemoveUnusedNodesPass()(model)  # what made the Reshapes' targets
-    return len(cone)
+            value.shape = _sizes_with_one(value, axis)
+    RemoveUnusedNodesPass()(model)  # those that computed the former targets of Reshapes
+    return len(region)
 
 
-def _first_token_read(node: ir.Node) -> int | None:
-    """The axis, where the node takes place 0 of its first input along one axis: ``hidden[:, 0]``."""
+def _reads_first_token(node: ir.Node) -> bool:
+    """Whether the node reads place 0 of its first input along axis 1 and nothing else: ``hidden[:, 0]``."""
     if node.op_type != "Gather" or node.inputs[0] is None or node.inputs[0].shape is None:
-        return None
+        return False
     index = ir.convenience.get_const_tensor(node.inputs[1]) if node.inputs[1] is not None else None
-    axis = node.attributes.get_int("axis", 0)
-    if index is None or index.numpy().size != 1 or int(index.numpy().reshape(())) != 0 or axis != 1:
-        return None
-    return axis
+    if index is None or index.numpy().size != 1 or int(index.numpy().reshape(())) != 0:
+        return False
+    return node.attributes.get_int("axis", 0) == 1
 
 
-def _needed(node: ir.Node, reads: dict[tuple[ir.Node, int], int]) -> int | None:
-    """The axis along which all that read the node's outputs need place 0 alone; None where they need more."""
-    if node.domain not in ("", "ai.onnx") or any(value.is_graph_output() for value in node.outputs):
+def _axis_needed(node: ir.Node, needs: dict[_Use, int]) -> int | None:
+    """The axis along which all consumers of the node's outputs need only place 0; None where one needs more."""
+    if node.domain not in ("", "ai.onnx") or _leaves_graph(node):
         return None
-    axes = {reads.get((use.node, use.idx)) for value in node.outputs for use in value.uses()}
+    axes = {needs.get((use.node, use.idx)) for value in node.outputs for use in value.uses()}
     return axes.pop() if len(axes) == 1 else None
 
 
-def _through(node: ir.Node, axis: int) -> dict[int, int] | None:
-    """The inputs, and the axis of each, whose place 0 is enough for the output's place 0 along ``axis``.
+def _propagated_axes(node: ir.Node, axis: int) -> dict[int, int] | None:
+    """Propagate "place 0 along ``axis``" from a node's output to its inputs.
 
-    None where the operator mixes places along it, or is not known to keep them apart.
+    Returns:
+        By input, the axis along which place 0 is enough; inputs that are needed whole are left out. None where the
+        operator mixes places along the axis, or is not known to keep them separate.
     """
     out = node.outputs[0].shape
     if out is None or any(value is not None and value.shape is None for value in node.inputs):
         return None
     rank, kind = len(out), node.op_type
     if kind in _ELEMENTWISE:
-        return dict(_aligned(node, range(len(node.inputs)), axis, rank))
-    if kind in _BY_ROW:
+        return dict(_broadcast_axes(node, axis, rank))
+    if kind in _NORMALIZING:
         first = node.attributes.get_int("axis", -1) % rank
         return {0: axis} if axis < first else None
     if kind in _REDUCING:
@@ -104,8 +143,8 @@ def _through(node: ir.Node, axis: int) -> dict[int, int] | None:
     if kind == "Slice":
         return {0: axis} if axis not in _axes(node, 3, rank) else None
     if kind in ("Split", "Concat"):
-        apart = node.attributes.get_int("axis", 0) % rank != axis
-        return dict.fromkeys(range(len(node.inputs) if kind == "Concat" else 1), axis) if apart else None
+        separate = node.attributes.get_int("axis", 0) % rank != axis
+        return dict.fromkeys(range(len(node.inputs) if kind == "Concat" else 1), axis) if separate else None
     if kind == "MatMul" and axis == rank - 2:
         left = _shape(node, 0)
         return {0: len(left) - 2} if len(left) > 1 else None
@@ -113,120 +152,131 @@ def _through(node: ir.Node, axis: int) -> dict[int, int] | None:
         return {0: node.attributes["perm"].as_ints()[axis]}
     if kind == "Reshape":
         symbolic = [n for n, size in enumerate(out) if not isinstance(size, int) and n != axis]
-        return {0: axis} if _begin_alike(_shape(node, 0), out, axis + 1) and len(symbolic) <= 1 else None
+        return {0: axis} if _same_leading_sizes(_shape(node, 0), out, axis + 1) and len(symbolic) <= 1 else None
     return None
 
 
 def tokens_first(model: ir.Model) -> int:
-    """Hold hidden states as (T, B, D) instead of (B, T, D), where that saves transposes.
+    """Change the layout of hidden states from (B, T, D) to (T, B, D), where that saves transposes.
 
-    Attention splits queries, keys and values into H heads and transposes each to (B, H, T, D / H). From
-    (T, B, D) that moves the first axis behind the others and no more, and onnxruntime's products read such a
-    matrix where it lies, by its stride (``transBatchA`` and ``transBatchB`` of its ``FusedMatMul``).
+    Attention splits queries, keys and values into H heads by a Transpose to (B, H, T, D / H). From (T, B, D) that
+    Transpose only moves the first axis behind the others, and onnxruntime folds it into the product that reads it
+    (the example at the top of this file).
 
-    From each split, walk up through the operators that keep rows and tokens apart: what they give gets its first
-    two axes exchanged. A transpose is put where such a value leaves the walk, and where another enters it. A second
-    walk starts from all that reads either order at the same cost too, as pooling reads the taps: the better one is
-    taken. The graph is left alone where that takes as many transposes as it saves.
+    The layout is propagated from each head split, consumer to producer, through operators that keep rows and tokens
+    separate: the first two axes of all values in this region are exchanged. A Transpose is inserted where a value
+    crosses the region's boundary, into it or out of it. A second region also starts at each consumer that reads
+    either layout at the same cost, as pooling reads the taps; the one that saves more is chosen. The graph is
+    unchanged where neither saves any.
 
     Returns:
-        How many transposes are left to the products that read them.
+        How many transposes are folded into the products that read them.
     """
-    splits = [node.inputs[0] for node in model.graph if _is_split(node)]
-    readers = [value for node in model.graph for n, value in enumerate(node.inputs) if _reads_either(node, n)]
-    walk = max((_Walk.up(model.graph, starts) for starts in (splits, splits + readers)), key=lambda walk: walk.gain)
-    if walk.gain <= 0:
+    graph = model.graph
+    splits = [node.inputs[0] for node in graph if _is_head_split(node)]
+    indifferent = [value for node in graph for n, value in enumerate(node.inputs) if _reads_either_layout(node, n)]
+    region = max((_Region.above(graph, starts) for starts in (splits, splits + indifferent)), key=lambda r: r.gain)
+    if region.gain <= 0:
         return 0
-    region, inside = walk.region, walk.inside
-    for node in model.graph:
-        if _takes_either(node):
-            _turn(node, before=node.inputs[0] in inside, after=node in region)
-    for node in region:
+    for node in graph:
+        if _folds_exchange(node):
+            _fold_exchange(node, of_input=node.inputs[0] in region.values, of_output=node in region.nodes)
+    for node in region.nodes:
         if node.op_type == "Reshape":
             sizes = [size if isinstance(size, int) else -1 for size in (node.outputs[0].shape or ())[2:]]
-            node.replace_input_with(1, _constant(model.graph, [0, 0, *sizes]))
+            node.replace_input_with(1, _constant(graph, [0, 0, *sizes]))  # 0: as the input
             node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
         elif node.op_type == "Slice":
             axes = _axes(node, 3, len(_shape(node, 0)))
-            node.replace_input_with(3, _constant(model.graph, [_OTHER.get(axis, axis) for axis in axes]))
-    for value in inside:
-        value.shape = _with_axes_exchanged(value)
-    for value, uses in walk.turned.items():
-        result = _transposed(model.graph, uses[0][0], value)
+            node.replace_input_with(3, _constant(graph, [_EXCHANGED.get(axis, axis) for axis in axes]))
+    for value in region.values:
+        value.shape = _sizes_exchanged(value)
+    for value, uses in region.boundary.items():
+        exchanged = _transposed(graph, uses[0][0], value)
         for node, index in uses:
-            node.replace_input_with(index, result)
-    RemoveUnusedNodesPass()(model)  # what made the Reshapes' targets
-    return walk.saved
+            node.replace_input_with(index, exchanged)
+    RemoveUnusedNodesPass()(model)  # those that computed the former targets of Reshapes
+    return region.saved
 
 
-def _is_split(node: ir.Node) -> bool:
-    """Whether it transposes (B, T, H, D / H) for matrix products alone."""
+def _is_head_split(node: ir.Node) -> bool:
+    """Whether it transposes (B, T, H, D / H) to heads, and only matrix products read the result."""
     return (
         node.op_type == "Transpose"
-        and tuple(node.attributes["perm"].as_ints()) in _SPLITS
+        and tuple(node.attributes["perm"].as_ints()) in _HEAD_SPLITS
         and all(use.node.op_type == "MatMul" for use in node.outputs[0].uses())
     )
 
 
 @dataclass(frozen=True)
-class _Walk:
-    """What exchanging the first two axes of some nodes' outputs takes.
+class _Region:
+    """A part of the graph whose values get their first two axes exchanged, and what that costs.
 
     Attributes:
-        region: the nodes, and for which inputs they need the same.
-        inside: their outputs.
-        turned: what crosses the region's edge, and where it is read.
-        saved: splits left to their products.
+        nodes: whose outputs are exchanged; of each, the inputs that must be exchanged for that.
+        values: the outputs of these nodes.
+        boundary: the values that need a Transpose, and their uses that read it: a value of the region that is read
+            outside of it, or one from outside that is read in it.
+        saved: head splits that can be folded into their products.
     """
 
-    region: dict[ir.Node, set[int]]
-    inside: set[ir.Value]
-    turned: dict[ir.Value, list[tuple[ir.Node, int]]]
+    nodes: dict[ir.Node, set[int]]
+    values: set[ir.Value]
+    boundary: dict[ir.Value, list[_Use]]
     saved: int
 
     @property
     def gain(self) -> int:
-        """By how many transposes the graph becomes cheaper."""
-        return self.saved - sum(not all(_reads_by_stride(*use) for use in uses) for uses in self.turned.values())
+        """Transposes saved less transposes inserted; one that its consumers read by stride costs nothing."""
+        return self.saved - sum(not all(_reads_by_stride(*use) for use in uses) for uses in self.boundary.values())
 
     @classmethod
-    def up(cls, graph: ir.Graph, starts: list[ir.Value | None]) -> _Walk:
-        """All that lies above some values, less what would only move a transpose further up."""
-        region = _exchangeable(graph, starts)
-        inside = {value for node in region for value in node.outputs}
-        turned: dict[ir.Value, list[tuple[ir.Node, int]]] = {}
+    def above(cls, graph: ir.Graph, starts: list[ir.Value | None]) -> _Region:
+        """The region of all producers that the exchange propagates to from some values."""
+        nodes = _without_useless(graph, _propagated(starts))
+        values = {value for node in nodes for value in node.outputs}
+        boundary: dict[ir.Value, list[_Use]] = {}
         for node in graph:
             for index, value in enumerate(node.inputs):
-                if value is None or _takes_either(node) or (value in inside) == (index in region.get(node, ())):
-                    continue
-                turned.setdefault(value, []).append((node, index))
-        saved = sum(_is_split(node) and node.inputs[0] in inside for node in graph)
-        return cls(region, inside, turned, saved)
+                exchanged, expected = value in values, index in nodes.get(node, ())
+                if value is not None and exchanged != expected and not _folds_exchange(node):
+                    boundary.setdefault(value, []).append((node, index))
+        saved = sum(_is_head_split(node) and node.inputs[0] in values for node in graph)
+        return cls(nodes, values, boundary, saved)
 
 
-def _exchangeable(graph: ir.Graph, starts: list[ir.Value | None]) -> dict[ir.Node, set[int]]:
-    """The region of a walk from ``starts``."""
-    region: dict[ir.Node, set[int]] = {}
-    wanted = list(starts)
-    while wanted:
-        value = wanted.pop()
+def _propagated(starts: list[ir.Value | None]) -> dict[ir.Node, set[int]]:
+    """Propagate the exchange from some values to their producers, and on to theirs, as far as it goes."""
+    nodes: dict[ir.Node, set[int]] = {}
+    pending = list(starts)
+    while pending:
+        value = pending.pop()
         node = value.producer() if value is not None else None
-        if node is not None and node not in region and (needed := _needs_exchanged(node)) is not None:
-            region[node] = needed
-            wanted += [node.inputs[index] for index in needed]
+        if node is not None and node not in nodes and (inputs := _exchanged_inputs(node)) is not None:
+            nodes[node] = inputs
+            pending += [node.inputs[index] for index in inputs]
+    return nodes
+
+
+def _without_useless(graph: ir.Graph, nodes: dict[ir.Node, set[int]]) -> dict[ir.Node, set[int]]:
+    """Leave out the nodes at the region's upper end that only move a Transpose from their output to their inputs."""
+    kept = dict(nodes)
     for node in graph:
-        values = {node.inputs[index] for index in region.get(node, ())}
-        entering = {v for v in values if v is not None and v.producer() not in region}
-        spared = {v for v in entering if all(use.node is node for use in v.uses() if use.node in region)}
-        if entering == values and values and len(spared) >= len(node.outputs):
-            del region[node]
-    return region
+        inputs = {node.inputs[index] for index in kept.get(node, ())}
+        entering = {value for value in inputs if value is not None and value.producer() not in kept}
+        only_here = {value for value in entering if all(use.node is node for use in value.uses() if use.node in kept)}
+        if entering == inputs and inputs and len(only_here) >= len(node.outputs):
+            del kept[node]
+    return kept
 
 
-def _needs_exchanged(node: ir.Node) -> set[int] | None:
-    """The inputs whose first two axes must be exchanged for the outputs' to be; None where that is not enough."""
+def _exchanged_inputs(node: ir.Node) -> set[int] | None:
+    """The inputs whose first two axes must be exchanged for those of the outputs to be; None where that is not enough.
+
+    The sets are empty where an attribute of the node does it all.
+    """
     out, kind = node.outputs[0].shape, node.op_type
-    if node.domain not in ("", "ai.onnx") or out is None or len(out) < 3:
+    if node.domain not in ("", "ai.onnx") or out is None or len(out) < 3 or _leaves_graph(node):
         return None
     if kind == "Transpose":
         return set()
@@ -236,84 +286,99 @@ def _needs_exchanged(node: ir.Node) -> set[int] | None:
     if kind in _ELEMENTWISE:
         shapes = {n: list(_shape(node, n)) for n, value in enumerate(node.inputs) if value is not None}
         if any(len(shape) == rank - 1 and shape[0] != 1 for shape in shapes.values()):
-            return None
+            return None  # broadcast along the first axis, but not along the second
         return {n for n, shape in shapes.items() if len(shape) == rank and shape[:2] != [1, 1]}
-    if kind in _BY_ROW:
+    if kind in _NORMALIZING:
         return {0} if node.attributes.get_int("axis", -1) % rank > 1 else None
     if kind in _REDUCING:
         return {0} if node.attributes.get_int("keepdims", 1) == 1 and min(_axes(node, 1, rank)) > 1 else None
     if kind == "Slice":
         return {0} if len(_axes(node, 3, rank)) < rank else None
     if kind in ("Split", "Concat"):
-        apart = node.attributes.get_int("axis", 0) % rank > 1
-        return set(range(len(node.inputs) if kind == "Concat" else 1)) if apart else None
+        separate = node.attributes.get_int("axis", 0) % rank > 1
+        return set(range(len(node.inputs) if kind == "Concat" else 1)) if separate else None
     if kind == "MatMul":
         return {0} if len(_shape(node, 0)) == rank and len(_shape(node, 1)) == 2 else None
     if kind == "Reshape":
-        same = len(_shape(node, 0)) > 2 and _begin_alike(_shape(node, 0), out, 2)
+        same = len(_shape(node, 0)) > 2 and _same_leading_sizes(_shape(node, 0), out, 2)
         return {0} if same and sum(not isinstance(size, int) for size in list(out)[2:]) < 2 else None
     return None
 
 
-def _takes_either(node: ir.Node) -> bool:
-    """Whether its own attribute can say which of the first two axes is which: a transpose, or one place along one."""
-    return node.op_type == "Transpose" or _first_token_read(node) is not None
+def _leaves_graph(node: ir.Node) -> bool:
+    """Whether an output of the node is one of its graph, or is read in a subgraph, whose nodes no pass sees."""
+    return any(
+        value.is_graph_output() or any(use.node.graph is not node.graph for use in value.uses())
+        for value in node.outputs
+    )
 
 
-def _reads_either(node: ir.Node, index: int) -> bool:
-    """Whether the input's first two axes may lie either way round, at the same cost."""
-    return _reads_by_stride(node, index) or (index == 0 and _takes_either(node))
+def _folds_exchange(node: ir.Node) -> bool:
+    """Whether an exchange of the first two axes folds into the node's attribute: ``perm``, or ``axis`` of a read."""
+    return node.op_type == "Transpose" or _reads_first_token(node)
+
+
+def _fold_exchange(node: ir.Node, *, of_input: bool, of_output: bool) -> None:
+    """Let the node's own attribute exchange the first two axes of its input, of its output, or of both."""
+    if node.op_type == "Gather":
+        node.attributes["axis"] = ir.AttrInt64("axis", 0 if of_input else 1)
+        return
+    perm = [_EXCHANGED.get(n, n) if of_input else n for n in node.attributes["perm"].as_ints()]
+    node.attributes["perm"] = ir.AttrInt64s("perm", perm[1::-1] + perm[2:] if of_output else perm)
+
+
+def _reads_either_layout(node: ir.Node, index: int) -> bool:
+    """Whether the node reads this input as (B, T, …) or as (T, B, …) at the same cost."""
+    return _reads_by_stride(node, index) or (index == 0 and _folds_exchange(node))
 
 
 def _reads_by_stride(node: ir.Node, index: int) -> bool:
-    """Whether it is a batch's product, (B, N, T) by (B, T, D), and the input its right side."""
+    """Whether it is the right side of a batched product, (B, N, T) by (B, T, D), which reads either layout in place."""
     ranks = [len(_shape(node, n)) for n in range(len(node.inputs))]
     return node.op_type == "MatMul" and index == 1 and ranks == [3, 3]
 
 
-def _turn(node: ir.Node, *, before: bool, after: bool) -> None:
-    """Fit such a node to an input whose first two axes are exchanged, and to an output that shall have them so."""
-    if node.op_type == "Gather":
-        node.attributes["axis"] = ir.AttrInt64("axis", 0 if before else 1)
-        return
-    order = [_OTHER.get(n, n) if before else n for n in node.attributes["perm"].as_ints()]
-    node.attributes["perm"] = ir.AttrInt64s("perm", order[1::-1] + order[2:] if after else order)
+def _transposed(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
+    """The value with its first two axes exchanged, named as part of the module that produces it.
+
+    It is computed just before its first consumer, so that its live range is short.
+    """
+    producer = value.producer() or before
+    perm = [1, 0, *range(2, len(value.shape or ()))]
+    scope = (producer.name or "").partition("/")[0]
+    node = ir.node("Transpose", [value], attributes={"perm": perm}, name=f"{scope}/Transpose_of_{value.name}")
+    graph.insert_before(before, node)
+    result = node.outputs[0]
+    result.name, result.type, result.shape = f"{value.name}_exchanged", value.type, _sizes_exchanged(value)
+    return result
 
 
-def _with_axes_exchanged(value: ir.Value) -> ir.Shape:
+def _sizes_exchanged(value: ir.Value) -> ir.Shape:
     sizes = list(value.shape or ())
     return ir.Shape(sizes[1::-1] + sizes[2:])
 
 
-def _transposed(graph: ir.Graph, before: ir.Node, value: ir.Value) -> ir.Value:
-    """The value with its first two axes exchanged, as part of the module that it comes from."""
-    producer = value.producer() or before
-    order = [1, 0, *range(2, len(value.shape or ()))]
-    scope = (producer.name or "").partition("/")[0]
-    node = ir.node("Transpose", [value], attributes={"perm": order}, name=f"{scope}/Transpose_of_{value.name}")
-    graph.insert_before(before, node)
-    result = node.outputs[0]
-    result.name, result.type, result.shape = f"{value.name}_turned", value.type, _with_axes_exchanged(value)
-    return result
+def _sizes_with_one(value: ir.Value, axis: int) -> ir.Shape:
+    return ir.Shape([1 if n == axis else size for n, size in enumerate(value.shape or ())])
 
 
-def _begin_alike(one: ir.Shape, other: ir.Shape, count: int) -> bool:
-    """Whether two shapes have the same first sizes, each known by its number or its name."""
+def _same_leading_sizes(one: ir.Shape, other: ir.Shape, count: int) -> bool:
+    """Whether the first ``count`` sizes of two shapes are the same, each known by its number or its name."""
     sizes = list(one)[:count]
     return sizes == list(other)[:count] and all(isinstance(n, int) or n.value is not None for n in sizes)
 
 
 def _axes(node: ir.Node, index: int, rank: int) -> list[int]:
-    """The axes that an input names; all of them where they cannot be known."""
+    """The axes that an input of the node lists; all of them where it is not constant."""
     value = node.inputs[index] if index < len(node.inputs) else None
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     return list(range(rank)) if tensor is None else [int(axis) % rank for axis in tensor.numpy()]
 
 
-def _aligned(node: ir.Node, indices: range, axis: int, rank: int) -> Iterator[tuple[int, int]]:
-    """Inputs that broadcasting does not repeat along the output's axis, each with its own number of it."""
-    for index in indices:
-        if node.inputs[index] is not None:
+def _broadcast_axes(node: ir.Node, axis: int, rank: int) -> Iterator[tuple[int, int]]:
+    """Inputs that are not broadcast along the output's axis, each with that axis in its own numbering."""
+    for index, value in enumerate(node.inputs):
+        if value is not None:
             own = axis - (rank - len(_shape(node, index)))
             if own >= 0 and _shape(node, index)[own] != 1:
                 yield index, own
@@ -330,23 +395,12 @@ def _slice(graph: ir.Graph, before: ir.Node, value: ir.Value, axis: int, *, name
     node = ir.node("Slice", [value, *bounds], name=name)
     graph.insert_before(before, node)
     result = node.outputs[0]
-    result.name, result.type, result.shape = f"{value.name}_first_{axis}", value.type, _with_one(value, axis)
+    result.name, result.type, result.shape = f"{value.name}_first_{axis}", value.type, _sizes_with_one(value, axis)
     return result
 
 
-def _retarget(graph: ir.Graph, node: ir.Node, axis: int) -> None:
-    """Let a Reshape make one place along the axis; the batch is whatever remains."""
-    shape = _with_one(node.outputs[0], axis)
-    target = [size if isinstance(size, int) else -1 for size in shape]
-    node.replace_input_with(1, _constant(graph, target))
-
-
-def _with_one(value: ir.Value, axis: int) -> ir.Shape:
-    return ir.Shape([1 if n == axis else size for n, size in enumerate(value.shape or ())])
-
-
 def _constant(graph: ir.Graph, numbers: list[int]) -> ir.Value:
-    """An initialiser with these whole numbers, one for all who need it."""
+    """An int64 initialiser (N,) with these numbers, shared by all that need it."""
     name = "levi.numbers." + "_".join(map(str, numbers))
     if name not in graph.initializers:
         tensor = ir.tensor(np.asarray(numbers, dtype=np.int64), name=name)

@@ -1,49 +1,53 @@
-"""The same graph in less precision: its backbone alone; pooling, branches, heads and average stay in fp32.
+"""The same graph in less precision: only the backbone; pooling, branches, heads and average stay in fp32.
 
-Quantisation is onnxruntime's own. It knows no torch and judges nothing: the certificate does.
+Quantisation is onnxruntime's own. Nothing is judged here: the certificate does that.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from levi_export.graph import nodes
 from levi_serving.bundle import Precision
 from levi_serving.errors import ProviderError, UsageError
 
-__all__ = ["BLOCK", "check_precisions", "derive", "int4", "int8", "narrow"]
+__all__ = ["check_precisions", "derive", "int4", "int8", "narrow", "quantised"]
 
-BLOCK = 32
-"""Weights that share a scale, where weights alone are quantised."""
-
+_BLOCK = 32  # weights that share a scale in int4
 _STATISTICS = {"Pow", "ReduceMean", "ReduceSum", "Sqrt", "Reciprocal", "Range", "CumSum"}
 """Squares and sums of many values overflow fp16, so norms that are written out keep these in fp32."""
 
 
-def check_precisions(asked: Sequence[str], providers: Sequence[str]) -> None:
+def check_precisions(precisions: Sequence[str], providers: Sequence[str]) -> None:
     """Refuse what cannot be made, or cannot be proven on this machine.
 
+    Args:
+        precisions: of the graphs to make.
+        providers: onnxruntime's, on this machine.
+
     Raises:
-        UsageError: there is no such precision, it is asked for twice, or none is.
-        ProviderError: it has no kernels here.
+        UsageError: a precision is unknown or listed twice, or none is listed.
+        ProviderError: a precision has no kernels here.
     """
     known = get_args(Precision)
-    if not asked or set(asked) - set(known) or len(set(asked)) < len(asked):
+    if not precisions or set(precisions) - set(known) or len(set(precisions)) < len(precisions):
         raise UsageError(
-            f"The precisions are {', '.join(asked) or 'none'}; expected some of {', '.join(known)}, each once."
+            f"`precisions` are {', '.join(precisions) or 'none'}; expected some of {', '.join(known)}, each once."
         )
-    if "bf16" in asked and "CUDAExecutionProvider" not in providers:
+    if "bf16" in precisions and "CUDAExecutionProvider" not in providers:
         raise ProviderError(
-            f"--precision bf16 cannot be proven here: onnxruntime has no bf16 kernels for {', '.join(providers)}. "
-            "Export on a machine with a CUDA GPU and 'levi-deploy[gpu]', or take fp16 or int8."
+            "`precisions` has bf16, which cannot be proven here: onnxruntime has no bf16 kernels for "
+            f"{', '.join(providers)}. Export on a machine with a CUDA GPU and 'levi-deploy[gpu]', "
+            "or choose fp16 or int8."
         )
 
 
@@ -68,16 +72,15 @@ def derive(path: Path, precision: Precision) -> tuple[ir.Model, dict[str, int]]:
     return model, narrow(model, ir.DataType.FLOAT16 if precision == "fp16" else ir.DataType.BFLOAT16)
 
 
-def int8(path: Path, *, gather: bool = False, reduce_range: bool = True) -> tuple[ir.Model, dict[str, int]]:
+def int8(path: Path) -> tuple[ir.Model, dict[str, int]]:
     """Quantise the backbone's matrix products to 8 bits, activations at run time, weights for each output channel.
 
-    Weights take 7 bits: on a CPU without VNNI instructions two products are summed in 16 bits, and
-    2 · 255 · 64 fits there while 2 · 255 · 127 does not. So one file is right on both.
+    Weights take 7 bits: on a CPU without VNNI instructions two products are summed in 16 bits, and 2 · 255 · 64 fits
+    there while 2 · 255 · 127 does not. So one file is right on both. Embedding tables stay in fp32: quantising them
+    makes the file smaller, but no faster, and fewer predictions agree (docs/graph.md).
 
     Args:
         path: the fp32 graph's file.
-        gather: quantise the embedding tables too: a smaller file, no faster, and fewer predictions agree.
-        reduce_range: 7 bits; 8 are for measuring.
 
     Returns:
         The graph, and how many of each operator were quantised.
@@ -87,31 +90,29 @@ def int8(path: Path, *, gather: bool = False, reduce_range: bool = True) -> tupl
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model = _loaded(path)
-    kinds = {"MatMul", "Gemm", *(["Gather"] if gather else [])}
-    chosen = _weighted(model, kinds)
-    target = path.with_name("quantised.onnx")
-    names = [node.name + ("_MatMul" if node.op_type == "Gemm" else "") for node in chosen]
-    with _quiet():
+    chosen = _weighted(ir.load(path), {"MatMul", "Gemm"})
+
+    def quantise(model: onnx.ModelProto, target: Path) -> None:
         quantize_dynamic(
             model,
             target,
-            op_types_to_quantize=sorted(kinds),
-            nodes_to_quantize=names,
+            op_types_to_quantize=["Gemm", "MatMul"],
+            nodes_to_quantize=[f"{node.name}_MatMul" if node.op_type == "Gemm" else node.name for node in chosen],
             per_channel=True,
-            reduce_range=reduce_range,
+            reduce_range=True,  # 7 bits
             weight_type=QuantType.QInt8,
             use_external_data_format=True,
+            extra_options={"EnableSubgraph": True},
         )
-    return _taken(target), _counted(chosen, "in int8")
+
+    return quantised(path, quantise), _counted(chosen, "in int8")
 
 
-def int4(path: Path, *, bits: int = 4) -> tuple[ir.Model, dict[str, int]]:
-    """Store the backbone's matrices in 4 bits, a scale for each ``BLOCK`` weights; products stay in floating point.
+def int4(path: Path) -> tuple[ir.Model, dict[str, int]]:
+    """Store the backbone's matrices in 4 bits, a scale for each 32 weights; products stay in floating point.
 
     Args:
         path: the fp32 graph's file.
-        bits: 8 are for measuring.
 
     Returns:
         The graph, and how many products were changed.
@@ -121,68 +122,82 @@ def int4(path: Path, *, bits: int = 4) -> tuple[ir.Model, dict[str, int]]:
     """
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    model = _loaded(path)
-    chosen = _weighted(model, {"MatMul"})
-    others = {node.name for node in model.graph.node} - {node.name for node in chosen}
-    with _quiet():
+    source = ir.load(path)
+    chosen = _weighted(source, {"MatMul"})
+    others = {str(node.name) for node in nodes(source)} - {str(node.name) for node in chosen}
+
+    def quantise(model: onnx.ModelProto, target: Path) -> None:
         quantizer = MatMulNBitsQuantizer(
-            model, bits=bits, block_size=BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_exclude=sorted(others)
+            model, bits=4, block_size=_BLOCK, is_symmetric=True, accuracy_level=4, nodes_to_exclude=sorted(others)
         )
         quantizer.process()
-    target = path.with_name("quantised.onnx")
-    quantizer.model.save_model_to_file(target, True)
-    return _taken(target), _counted(chosen, "in int4")
+        quantizer.model.save_model_to_file(target, True)
+
+    return quantised(path, quantise), _counted(chosen, "in int4")
 
 
-def _loaded(path: Path) -> onnx.ModelProto:
-    """The graph for onnxruntime's quantisers, which take a stated type of a constant for its type afterwards."""
+def quantised(path: Path, quantise: Callable[[onnx.ModelProto, Path], None]) -> ir.Model:
+    """Run one of onnxruntime's quantisers on a file.
+
+    Args:
+        path: the fp32 graph's file.
+        quantise: called with the graph, and with the file to write; that file is removed again.
+
+    Returns:
+        The quantised graph, its weights in memory.
+    """
     model = onnx.load(path)
+    # The quantisers take a constant's stated type for its type afterwards too, so it may not be stated.
     constants = {constant.name for constant in model.graph.initializer}
     kept = [value for value in model.graph.value_info if value.name not in constants]
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)
-    return model
+    target = path.with_name("quantised.onnx")
+    with _quiet():
+        quantise(model, target)
+    result = ir.load(target)
+    ir.external_data.load_to_model(result)
+    result.graph.sort()  # the int8 quantiser puts an ``If`` before the nodes whose values only its branches read
+    for file in target.parent.glob(target.name + "*"):
+        file.unlink()
+    return result
 
 
-def _weighted(model: onnx.ModelProto, kinds: set[str]) -> list[onnx.NodeProto]:
-    """The backbone's nodes of some kinds whose weight is a constant.
+def _weighted(model: ir.Model, kinds: set[str]) -> list[ir.Node]:
+    """The backbone's matrix products of some kinds whose weight is a constant.
 
     Raises:
-        UsageError: there is no matrix product among them.
+        UsageError: there is none.
     """
-    constants = {constant.name: len(constant.dims) for constant in model.graph.initializer}
-    place = {"Gather": 0, "MatMul": 1, "Gemm": 1}
     chosen = [
         node
-        for node in model.graph.node
-        if node.op_type in kinds and _of_backbone(node.name) and constants.get(node.input[place[node.op_type]]) == 2
+        for node in nodes(model)
+        if node.op_type in kinds and _of_backbone(node) and _rank_of_constant(node.inputs[1]) == 2
     ]
-    if all(node.op_type == "Gather" for node in chosen):
-        others = {n.op_type for n in model.graph.node if constants.keys() & set(n.input)} & {"Conv", "Gemm"}
+    if not chosen:
+        others = {n.op_type for n in nodes(model) if any(_rank_of_constant(v) is not None for v in n.inputs)}
+        products = sorted(others & {"Conv", "Gemm"})
         raise UsageError(
-            f"The backbone has no {' or '.join(sorted(kinds - {'Gather'}))} with a weight to quantise; its products "
-            f"are {' and '.join(sorted(others)) or 'of another kind'}. Export it in fp32 or fp16."
+            f"The backbone has no {' or '.join(sorted(kinds))} with a weight to quantise; its products are "
+            f"{' and '.join(products) or 'of another kind'}. Export it in fp32 or fp16."
         )
     return chosen
 
 
-def _counted(nodes: list[onnx.NodeProto], how: str) -> dict[str, int]:
-    kinds = sorted({node.op_type for node in nodes})
-    return {f"{kind} {how}": sum(node.op_type == kind for node in nodes) for kind in kinds}
+def _rank_of_constant(value: ir.Value | None) -> int | None:
+    """How many axes a constant has; None for what is computed."""
+    constant = value.const_value if value is not None and value.producer() is None else None
+    return len(constant.shape) if constant is not None else None
 
 
-def _taken(target: Path) -> ir.Model:
-    """Load what a quantiser wrote, its weights too, and remove its files."""
-    model = ir.load(target)
-    ir.external_data.load_to_model(model)
-    for path in target.parent.glob(target.name + "*"):
-        path.unlink()
-    return model
+def _counted(chosen: list[ir.Node], how: str) -> dict[str, int]:
+    kinds = sorted({node.op_type for node in chosen})
+    return {f"{kind} {how}": sum(node.op_type == kind for node in chosen) for kind in kinds}
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the quantisers' remarks out of the output."""
+    """Suppress the quantisers' remarks."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -192,57 +207,70 @@ def _quiet() -> Iterator[None]:
 
 
 def narrow(model: ir.Model, dtype: ir.DataType) -> dict[str, int]:
-    """Let the backbone compute in fp16 or bf16, in place; inputs, outputs and all else stay float32.
+    """Change the backbone's computation to fp16 or bf16, in place; inputs, outputs and everything else stay float32.
 
     Returns:
-        How many nodes now do.
+        How many nodes compute in the narrow type.
+
+    Raises:
+        UsageError: the backbone's own values are the graph's outputs.
     """
-    graph, wide = model.graph, ir.DataType.FLOAT
+    wide = ir.DataType.FLOAT
+    chosen = {node for node in nodes(model) if _narrows(node)}
     narrowed: dict[ir.Value, ir.Value] = {}  # by the float32 value
     widened: dict[ir.Value, ir.Value] = {}  # by the narrow value
-    inside = [
-        node
-        for node in graph
-        if _of_backbone(node.name or "")
-        and not _statistic(node)
-        and any(value is not None and value.dtype == wide for value in (*node.inputs, *node.outputs))
-    ]
-    chosen = set(inside)
     constants: dict[ir.Value, ir.Value] = {}
-    for node in list(graph):
+    for node in list(nodes(model)):
         for index, value in enumerate(node.inputs):
             if value is None or (node.op_type == "Resize" and index == 2):
                 continue
             if node in chosen and value.dtype == wide:
-                if value.const_value is not None and value.producer() is None:
+                if _is_constant(value):
                     if value not in constants:
-                        constants[value] = _rounded(graph, value, value.const_value, dtype)
+                        constants[value] = _rounded(value, dtype)
                     node.replace_input_with(index, constants[value])
                 else:
-                    node.replace_input_with(index, _cast(graph, node, value, dtype, narrowed))
+                    node.replace_input_with(index, _cast(value, dtype, narrowed, consumer=node))
             elif node not in chosen and value.dtype == dtype:
-                node.replace_input_with(index, _cast(graph, node, value, wide, widened))
+                node.replace_input_with(index, _cast(value, wide, widened, consumer=node))
         if node in chosen:
             _retype(node, dtype)
-    for value in graph.outputs:
-        if value.dtype == dtype:
-            raise UsageError("The graph's outputs come from the backbone itself; expected heads behind it.")
-    graph.opset_imports[""] = max(graph.opset_imports[""], 22 if dtype == ir.DataType.BFLOAT16 else 0)
+    if any(value.dtype == dtype for value in model.graph.outputs):
+        raise UsageError("The graph's outputs come from the backbone itself; expected heads behind it.")
+    for subgraph in model.graph.subgraphs():  # its outputs are those of the node that holds it, which stay float32
+        for index, value in enumerate(subgraph.outputs):
+            if value.dtype == dtype:
+                subgraph.outputs[index] = _cast(value, wide, widened, consumer=None)
+    model.graph.opset_imports[""] = max(model.graph.opset_imports[""], 22 if dtype == ir.DataType.BFLOAT16 else 0)
     RemoveUnusedNodesPass()(model)
-    return {f"nodes in {'bf16' if dtype == ir.DataType.BFLOAT16 else 'fp16'}": len(inside)}
+    return {f"nodes in {'bf16' if dtype == ir.DataType.BFLOAT16 else 'fp16'}": len(chosen)}
 
 
-def _of_backbone(name: str) -> bool:
-    return name.startswith(("backbone.", "backbone/"))
+def _narrows(node: ir.Node) -> bool:
+    """Whether a node can compute in the narrow type; one that holds a subgraph only passes values on."""
+    return (
+        _of_backbone(node)
+        and not _is_statistic(node)
+        and not any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
+        and any(value is not None and value.dtype == ir.DataType.FLOAT for value in (*node.inputs, *node.outputs))
+    )
 
 
-def _statistic(node: ir.Node) -> bool:
-    """Whether it is part of a norm's mean square, the small number added to it included."""
+def _of_backbone(node: ir.Node) -> bool:
+    return (node.name or "").startswith(("backbone.", "backbone/"))
+
+
+def _is_constant(value: ir.Value) -> bool:
+    return value.const_value is not None and value.producer() is None
+
+
+def _is_statistic(node: ir.Node) -> bool:
+    """Whether it is part of a norm's mean square, including the addition of the small number under the root."""
     return node.op_type in _STATISTICS or any(use.node.op_type == "Sqrt" for v in node.outputs for use in v.uses())
 
 
 def _retype(node: ir.Node, dtype: ir.DataType) -> None:
-    """Let a node give the narrow type where it gave float32."""
+    """Change the node's float32 outputs to the narrow type, and the attributes that state them."""
     if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.FLOAT:
         node.attributes["to"] = ir.AttrInt64("to", dtype)
     if node.op_type in ("Constant", "ConstantOfShape") and "value" in node.attributes:
@@ -254,34 +282,41 @@ def _retype(node: ir.Node, dtype: ir.DataType) -> None:
             value.dtype = dtype
 
 
-def _rounded(graph: ir.Graph, value: ir.Value, constant: ir.TensorProtocol, dtype: ir.DataType) -> ir.Value:
-    """A constant in the narrow type; what is beyond its range becomes its largest number, not infinity."""
+def _rounded(value: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """A constant in the narrow type, in the same graph."""
     name = f"{value.name}.{dtype.name.lower()}"
-    result = ir.Value(
-        name=name,
-        const_value=_tensor(constant.numpy(), dtype, name),
-        shape=value.shape,
-        type=ir.TensorType(dtype),
-    )
-    graph.register_initializer(result)
+    numbers = cast("ir.TensorProtocol", value.const_value).numpy()
+    tensor = _tensor(numbers, dtype, name)
+    result = ir.Value(name=name, const_value=tensor, shape=value.shape, type=ir.TensorType(dtype))
+    cast("ir.Graph", value.graph).register_initializer(result)
     return result
 
 
 def _tensor(numbers: np.ndarray, dtype: ir.DataType, name: str) -> ir.TensorProtocol:
-    kind = dtype.numpy()
+    """Numbers in the narrow type; one beyond its range becomes its largest number, not infinity."""
     largest = float(np.finfo(np.float16).max) if dtype == ir.DataType.FLOAT16 else 3.3895e38
-    finite = np.isfinite(numbers)
-    clipped = np.where(finite, np.clip(numbers, -largest, largest), numbers)
-    return ir.tensor(clipped.astype(kind), name=name, dtype=dtype)
+    clipped = np.where(np.isfinite(numbers), np.clip(numbers, -largest, largest), numbers)
+    return ir.tensor(clipped.astype(dtype.numpy()), name=name, dtype=dtype)
 
 
-def _cast(
-    graph: ir.Graph, before: ir.Node, value: ir.Value, dtype: ir.DataType, made: dict[ir.Value, ir.Value]
-) -> ir.Value:
-    """The value in another type; one cast for all who need it."""
+def _cast(value: ir.Value, dtype: ir.DataType, made: dict[ir.Value, ir.Value], *, consumer: ir.Node | None) -> ir.Value:
+    """The value in another type; one Cast for all who need it, before the first of them.
+
+    It is inserted in the value's own graph, where every consumer sees it. Where the first one is in a subgraph, or is
+    a graph's output (``consumer`` is None), the Cast follows the value's producer.
+    """
     if value not in made:
-        node = ir.node("Cast", [value], attributes={"to": dtype}, name=f"{before.name}_{dtype.name.lower()}")
-        graph.insert_before(before, node)
+        producer, graph = value.producer(), cast("ir.Graph", value.graph)
+        user = consumer or producer
+        node = ir.node(
+            "Cast", [value], attributes={"to": dtype}, name=f"{user.name if user else ''}_{dtype.name.lower()}"
+        )
+        if consumer is not None and consumer.graph is graph:
+            graph.insert_before(consumer, node)
+        elif producer is not None:
+            graph.insert_after(producer, node)
+        else:
+            graph.insert_before(graph[0], node)
         result = node.outputs[0]
         result.name, result.shape, result.dtype = f"{value.name}.{dtype.name.lower()}", value.shape, dtype
         made[value] = result

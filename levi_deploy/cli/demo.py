@@ -7,17 +7,35 @@ from typing import Annotated
 
 import typer
 
-from levi_deploy.cli.options import Json, Overwrite, option, show
+from levi_deploy.cli.options import MODEL, OUTPUT, TRAINING, Json, Overwrite, option, quiet, show
 
 
 def command(
-    output: Annotated[Path, option("--output", "-o", help="A folder for all that is made.")],
-    backbone: Annotated[str | None, option("--backbone", help="Hub id or folder of a text encoder.")] = None,
+    output: Annotated[Path, option("--output", "-o", help="A folder for all that is made.", panel=OUTPUT)],
+    backbone: Annotated[
+        str | None,
+        option(
+            "--backbone",
+            help="Hub id or folder of a text encoder.",
+            panel=MODEL,
+            show_default="an installed one, else all-MiniLM-L6-v2",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool,
+        option(
+            "--quick", help="Fewer rows and epochs: shows that every step works, not what LEVI gains.", panel=TRAINING
+        ),
+    ] = False,
     overwrite: Overwrite = False,
-    as_json: Json = False,
+    json: Json = False,
 ) -> None:
-    """Generate reviews, train, compare, export, prove, predict and measure."""
-    from levi_deploy.demo import demo, in_words
+    """Train, export, predict and measure on generated data."""
+    from levi_deploy.demo.steps import demo, in_words
 
-    result = demo(output, backbone=backbone, overwrite=overwrite, tell=lambda line: typer.echo(line, err=True))
-    show(result, as_json=as_json, human=lambda: in_words(result))
+    def step(line: str) -> None:
+        if not quiet.get():
+            typer.echo(line, err=True)
+
+    result = demo(output, backbone=backbone, quick=quick, overwrite=overwrite, tell=step)
+    show(result, json=json, human=lambda: in_words(result))

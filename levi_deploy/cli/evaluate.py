@@ -1,4 +1,4 @@
-"""``levi evaluate``: metrics of a run or a bundle on a table, and how well its doubts rank errors and OOD rows."""
+"""``levi evaluate``: metrics of a run or a bundle on a table, and how far its uncertainty can be trusted."""
 
 from __future__ import annotations
 
@@ -7,49 +7,79 @@ from typing import Annotated, Any
 
 import typer
 
-from levi_deploy.cli.options import Device, Json, existing, option, progress, show, table
+from levi_deploy.cli.options import (
+    DATA,
+    Backbone,
+    Device,
+    Image,
+    Json,
+    Text,
+    existing,
+    option,
+    progress,
+    renamed,
+    several,
+    show,
+    table,
+)
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="A run or a bundle.")],
-    data: Annotated[Path, typer.Argument(help="Rows with answers: CSV, TSV, JSONL, Parquet, or a folder of images.")],
-    text: Annotated[str | None, option("--text", help="Column with the text [the model's].")] = None,
-    image: Annotated[str | None, option("--image", help="Column with the image [the model's].")] = None,
-    target: Annotated[str | None, option("--target", help="Column with the answer [the model's].")] = None,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a run or a bundle.")],
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="Rows with answers: CSV, TSV, JSONL, Parquet, or a folder of images."),
+    ],
+    text: Text = None,
+    image: Image = None,
+    target: Annotated[
+        str | None, option("--target", help="The column with the answer.", panel=DATA, show_default="the model's")
+    ] = None,
     split: Annotated[
         list[str] | None,
-        option("--split", help="Only rows with this value of the split column; repeatable, in-distribution first."),
+        several(
+            "--split",
+            of="value",
+            help="Values of the split column, the in-distribution one first; each is measured on its own.",
+            panel=DATA,
+            show_default="all rows together",
+        ),
     ] = None,
-    split_column: Annotated[str, option("--split-column", help="The split column.")] = "split",
-    by: Annotated[str | None, option("--by", help="A column; the rows of each of its values are measured too.")] = None,
-    backbone: Annotated[str | None, option("--backbone", help="Where a run's backbone lies now.")] = None,
+    split_column: Annotated[str, option("--split-column", help="The split column.", panel=DATA)] = "split",
+    by: Annotated[
+        str | None, option("--by", help="A column; the rows with each of its values are measured too.", panel=DATA)
+    ] = None,
+    backbone: Backbone = None,
     device: Device = "auto",
-    as_json: Json = False,
+    json: Json = False,
 ) -> None:
-    """Measure a run or a bundle on rows with answers."""
+    """Measure a run or a bundle on rows with answers.
+
+    Beside the metrics of the average and of each head: how well uncertainty and disagreement rank the errors and tell
+    out-of-distribution rows, and what abstaining gains.
+    """
     existing(model, "a run or a bundle")
     existing(data, "a table with answers")
     from levi_deploy.evaluation import evaluate
+    from levi_deploy.models import load
 
-    with progress() as tell:
-        result = evaluate(
-            model,
+    opened = load(model, backbone=backbone, device=device)
+    with progress() as update:
+        result = {"model": model.name} | evaluate(
+            opened.predictor,
             data,
-            text=text,
-            image=image,
-            target=target,
+            target=target or opened.target,
+            columns=renamed(opened.predictor.preprocessor.settings, text=text, image=image),
             splits=split or (),
             split_column=split_column,
             by=by,
-            backbone=backbone,
-            device=device,
-            progress=tell,
+            progress=update,
         )
-    show(result, as_json=as_json, human=lambda: _human(result))
+    show(result, json=json, human=lambda: _human(result))
 
 
 def _human(result: dict[str, Any]) -> str:
-    blocks = []
+    blocks = [f"{result['model']} on {result['data']}"]
     for split, groups in result["splits"].items():
         names = [name for name in next(iter(groups.values())) if name != "heads"]
         rows = [

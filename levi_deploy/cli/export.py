@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from levi_deploy.cli.options import Json, Overwrite, existing, option, progress, show
+from levi_deploy.cli.options import (
+    EXECUTION,
+    OUTPUT,
+    Backbone,
+    Json,
+    Overwrite,
+    PrecisionName,
+    existing,
+    option,
+    progress,
+    several,
+    show,
+)
+
+PROOF = "Proof"
 
 if TYPE_CHECKING:
     from levi_serving import Bundle
@@ -16,37 +30,51 @@ if TYPE_CHECKING:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="A finished training run.")],
-    output: Annotated[Path, option("--output", "-o", help="The bundle's folder.")],
-    backbone: Annotated[str | None, option("--backbone", help="Where the run's backbone lies now.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished training run.")],
+    output: Annotated[Path, option("--output", "-o", help="The bundle's folder.", panel=OUTPUT)],
+    backbone: Backbone = None,
     precision: Annotated[
         list[str] | None,
-        option(
-            "--precision", help="fp32, fp16, bf16, int8 or int4; repeat it for several graphs, the preferred first."
+        several(
+            "--precision",
+            help="One graph for each, the preferred one first.",
+            panel=EXECUTION,
+            kind=PrecisionName,
+            show_default="fp32",
         ),
     ] = None,
     min_agreement: Annotated[
-        float, option("--min-agreement", help="Below fp32: least share of real rows that keep their prediction.")
+        float,
+        option(
+            "--min-agreement", help="Below fp32: the least share of real rows that keep their prediction.", panel=PROOF
+        ),
     ] = 0.95,
     max_drop: Annotated[
         float,
-        option("--max-drop", help="Below fp32: most points of the first metric that may be lost (rmse: percent)."),
+        option(
+            "--max-drop",
+            help="Below fp32: the most points of the first metric that may be lost (rmse: percent).",
+            panel=PROOF,
+        ),
     ] = 0.5,
     overwrite: Overwrite = False,
-    as_json: Json = False,
+    json: Json = False,
 ) -> None:
-    """Export a run as one ONNX graph and prove it equal to the model; exit code 3 and nothing kept if not."""
+    """Export a run as one ONNX graph, proven equal to the model.
+
+    When the graph does not answer as the model does, the exit code is 3 and nothing is kept.
+    """
     existing(run, "a training run")
     from levi_export import export
     from levi_serving.bundle import read_certificate
 
-    with progress() as tell:
+    with progress() as update:
         done = 0
 
         def step(what: str) -> None:
             nonlocal done
             done += 1
-            tell(what, done, done)
+            update(what, done, done)
 
         bundle = export(
             run,
@@ -67,7 +95,7 @@ def command(
             "graphs": [asdict(graph) for graph in bundle.manifest.graphs],
             "certificates": certificates,
         },
-        as_json=as_json,
+        json=json,
         human=lambda: _human(bundle, certificates),
     )
 
@@ -91,16 +119,16 @@ def _human(bundle: Bundle, certificates: dict[str, Any]) -> str:
 
 
 def proof(certificate: dict[str, Any]) -> str:
-    """A certificate in a line."""
-    asked, rows, real = certificate["standard"], certificate["rows"], certificate.get("real_rows")
-    parts = [f"largest error {certificate['worst_scaled_error']:.1e} of the logits' spread"]
-    if asked["tolerance"] is not None:
-        parts[0] += f" (allowed {asked['tolerance']:.0e})"
+    """A certificate in one line."""
+    standard, rows, real = certificate["standard"], certificate["rows"], certificate.get("real_rows")
+    parts = [f"largest error {certificate['worst_scaled_error']:.1e} of the logits' standard deviation"]
+    if standard["tolerance"] is not None:
+        parts[0] += f" (allowed {standard['tolerance']:.0e})"
     if real:
         heads = ", ".join(f"{error:.3f}" for error in real["heads"]["rms_scaled_error"])
         parts.append(
-            f"{real['agreement']:.1%} of {real['count']} rows as torch says (at least {asked['min_agreement']:.1%}), "
-            f"rms error {real['rms_scaled_error']:.3f}, by head {heads}"
+            f"{real['agreement']:.1%} of {real['count']} rows predicted as by torch (at least "
+            f"{standard['min_agreement']:.1%}), rms error {real['rms_scaled_error']:.3f}, by head {heads}"
         )
         if metric := certificate.get("metric"):
             parts.append(f"{metric['name']} {metric['value']:.4f}, torch {metric['torch']:.4f}")

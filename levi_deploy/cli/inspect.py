@@ -12,26 +12,28 @@ from levi_deploy.cli.options import Json, by_head, existing, show
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="A run or a bundle.")],
-    as_json: Json = False,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a run or a bundle.")],
+    json: Json = False,
 ) -> None:
-    """Say what a run or a bundle is: its parts, its labels, its metrics, where it comes from."""
+    """Show what a run or a bundle is: parts, labels, metrics, origin."""
+    from levi_deploy.models import kind
+
     existing(model, "a run or a bundle")
-    if (model / "levi.json").is_file():
+    if kind(model) == "bundle":
         from levi_serving import Bundle
         from levi_serving.bundle import read_certificate
 
         bundle = Bundle.open(model)
         document = {
             "kind": "bundle",
-            **dataclasses.asdict(bundle.manifest),
+            **bundle.manifest.to_dict(),
             "digest": bundle.manifest.digest,
             "bytes": bundle.size,
             "certificates": {graph.file: read_certificate(model, graph.file) for graph in bundle.manifest.graphs},
         }
-        show(document, as_json=as_json, human=lambda: _bundle(document, bundle.manifest.preprocessing.in_words))
+        show(document, json=json, human=lambda: _bundle(document, bundle.manifest.preprocessing.in_words))
         return
-    from levi_deploy.training import Run
+    from levi_deploy.run import Run
 
     run = Run.open(model)
     document = {
@@ -39,15 +41,18 @@ def command(
         **{
             name: value
             for name, value in vars(run).items()
-            if name not in ("config", "folder", "backbone", "preprocessing", "record")
+            if name not in ("config", "folder", "backbone", "preprocessing", "record", "task")
         },
+        "task": run.task.kind,
+        "labels": run.task.labels,
+        "abstain_above": run.task.abstain_above,
         "record": {name: value for name, value in run.record.items() if name != "model"},
         "config": run.config.to_dict(),
         "model": run.record["model"],
         "backbone": dataclasses.asdict(run.backbone),
         "preprocessing": dataclasses.asdict(run.preprocessing),
     }
-    show(document, as_json=as_json, human=lambda: _run(document))
+    show(document, json=json, human=lambda: _run(document))
 
 
 def _tree(model: Any, parameters: Any, task: str, labels: Any) -> list[str]:
@@ -138,7 +143,7 @@ def _run(document: dict[str, Any]) -> str:
         "",
         f"Trained on {record['data']['training_rows']} rows of {record['data']['file']}; best of {record['epochs']} "
         f"epochs: {record['best_epoch']}; taps {record['seconds']['taps']:.0f} s, fit {record['seconds']['fit']:.0f} s",
-        *_metrics(record, record["abstain_above"]),
+        *_metrics(record, document["abstain_above"]),
         "",
         "Made with " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
     ]  # fmt: skip

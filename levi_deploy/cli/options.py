@@ -1,70 +1,197 @@
-"""Options and output that several commands share. Knows Typer and rich; knows no room."""
+"""Options and output that several commands share.
+
+An option's parameter has the option's own name (``--batch-size`` is ``batch_size``), so that its variable does too:
+``LEVI_BENCH_BATCH_SIZE``. Choices are written out here because importing them from where they are used would load
+numpy for ``levi --help``; a test holds both equal.
+"""
 
 from __future__ import annotations
 
-import json
+import json as _json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 __all__ = [
+    "COMPARISON",
+    "DATA",
+    "EXECUTION",
+    "MEASUREMENT",
+    "MODEL",
+    "OUTPUT",
+    "SERVER",
+    "TRAINING",
+    "Backbone",
+    "BatchSizes",
+    "Bundle",
+    "Data",
     "Device",
+    "DeviceName",
+    "Image",
     "Json",
+    "Lengths",
     "Overwrite",
     "Precision",
+    "PrecisionName",
+    "Precisions",
+    "Text",
+    "ThreadCounts",
     "Threads",
-    "Workers",
     "by_head",
     "existing",
     "option",
     "progress",
+    "quiet",
     "renamed",
+    "several",
     "show",
     "table",
+    "writable",
 ]
 
+DATA, MODEL, TRAINING, EXECUTION, OUTPUT = "Data", "Model", "Training", "Execution", "Output"
+MEASUREMENT, SERVER, COMPARISON = "Measurement", "Server scenario", "Comparison"
 
-def option(*names: str, help: str, **settings: Any) -> Any:  # noqa: A002  # Typer's own name
-    """An option that can also be set by the variable ``LEVI_`` and its long name."""
-    long = next(name for name in names if name.startswith("--")).partition("/")[0]
-    variable = "LEVI_" + long.strip("-").replace("-", "_").upper()
-    return typer.Option(*names, help=help, envvar=variable, show_envvar=False, **settings)
+DeviceName = Literal["auto", "cpu", "cuda", "tensorrt"]
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+
+quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+"""Whether progress is silenced; ``levi --quiet`` sets it."""
 
 
-Json = Annotated[bool, option("--json", help="Print one JSON document, for machines.")]
-Overwrite = Annotated[bool, option("--overwrite", help="Replace what is there.")]
-Device = Annotated[str, option("--device", help="cpu, cuda, tensorrt, or auto.")]
+def option(*names: str, help: str, panel: str, **settings: Any) -> Any:  # noqa: A002  # Typer's own name
+    """An option in a panel of the command's help."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_envvar=False, **settings)
+
+
+def several(*names: str, help: str, panel: str, kind: Any = str, of: str = "", **settings: Any) -> Any:  # noqa: A002
+    """An option that takes several values: repeated, separated by commas, or both.
+
+    Args:
+        names: ``--threads``.
+        help: one sentence.
+        panel: where it stands in the help.
+        kind: of each value: ``str``, ``int`` (from 1), or a ``Literal`` of texts.
+        of: what a value is called in the help; its kind when empty.
+        settings: further ones of ``typer.Option``.
+    """
+    choices = get_args(kind)
+    of = of or "|".join(choices) or kind.__name__
+
+    def read(text: str) -> list[Any]:
+        values = [part.strip() for part in text.split(",")]
+        if choices and set(values) <= set(choices):
+            return values
+        if kind is int and all(value.isdecimal() and int(value) > 0 for value in values):
+            return [int(value) for value in values]
+        if kind is str and all(values):
+            return values
+        expected = {str: "values", int: "whole numbers from 1"}.get(kind, f"some of {', '.join(choices)}")
+        raise typer.BadParameter(f"{text!r}; expected {expected}, separated by commas.")
+
+    def join(parts: list[list[Any]] | None) -> list[Any] | None:
+        return None if parts is None else [value for part in parts for value in part]
+
+    return option(*names, help=help, panel=panel, parser=read, callback=join, metavar=f"<{of},…>", **settings)
+
+
+Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder of an exported bundle.")]
+Data = Annotated[
+    Path | None,
+    option("--data", help="Rows to measure with.", panel=DATA, show_default="the bundle's golden rows"),
+]
+Text = Annotated[str | None, option("--text", help="The column with the text.", panel=DATA, show_default="the model's")]
+Image = Annotated[
+    str | None, option("--image", help="The column with the image.", panel=DATA, show_default="the model's")
+]
+BatchSizes = Annotated[
+    list[int] | None, several("--batch-size", help="Rows of a request.", panel=DATA, kind=int, show_default="1")
+]
+Lengths = Annotated[
+    list[int] | None,
+    several("--length", help="Tokens of a row.", panel=DATA, kind=int, show_default="the rows' own lengths"),
+]
+Device = Annotated[
+    DeviceName,
+    option("--device", help="Where the graph runs.", panel=EXECUTION, envvar="LEVI_DEVICE", allow_from_autoenv=False),
+]
 Precision = Annotated[
-    str | None, option("--precision", help="Which of the bundle's graphs [the first that the device can run].")
+    PrecisionName | None,
+    option(
+        "--precision",
+        help="Which of the bundle's graphs.",
+        panel=EXECUTION,
+        show_default="the first that the device can run",
+    ),
 ]
-Threads = Annotated[int | None, option("--threads", help="Threads of one batch [the usable cores, shared out].", min=1)]
-Workers = Annotated[int | None, option("--workers", help="Batches at the same time [1; for files one a core].", min=1)]
+Precisions = Annotated[
+    list[str] | None,
+    several(
+        "--precision",
+        help="Which of the bundle's graphs.",
+        panel=EXECUTION,
+        kind=PrecisionName,
+        show_default="the first that the device can run",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    option(
+        "--threads",
+        help="Threads of one batch.",
+        panel=EXECUTION,
+        min=1,
+        show_default="the usable cores, shared between the workers",
+    ),
+]
+ThreadCounts = Annotated[
+    list[int] | None,
+    several(
+        "--threads",
+        help="Threads; each number is measured.",
+        panel=EXECUTION,
+        kind=int,
+        show_default="the usable cores",
+    ),
+]
+Backbone = Annotated[
+    str | None,
+    option(
+        "--backbone",
+        help="Where the run's backbone is now: a folder or a hub id.",
+        panel=EXECUTION,
+        show_default="where it was in training",
+    ),
+]
+Overwrite = Annotated[bool, option("--overwrite", help="Replace what is there.", panel=OUTPUT)]
+Json = Annotated[bool, option("--json", help="Print one JSON document.", panel=OUTPUT)]
 
 
-def show(document: Mapping[str, Any], *, as_json: bool, human: Callable[[], str]) -> None:
+def show(document: Mapping[str, Any], *, json: bool, human: Callable[[], str]) -> None:
     """Print a result to stdout: one JSON document, or text for people."""
-    typer.echo(json.dumps(document, indent=1, ensure_ascii=False, default=str) if as_json else human())
+    typer.echo(_json.dumps(document, indent=1, ensure_ascii=False, default=str) if json else human())
 
 
 def table(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()) -> str:
-    """Lay out rows in aligned columns; numbers to the right."""
+    """Align rows in columns; numbers to the right."""
     cells = [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     lines = [list(header), *cells] if header else cells
     widths = [max(len(line[c]) for line in lines) for c in range(len(lines[0]))] if lines else []
     numeric = [all(isinstance(row[c], int | float) or row[c] == "" for row in rows) for c in range(len(widths))]
 
-    def laid(line: Sequence[str]) -> str:
+    def aligned(line: Sequence[str]) -> str:
         parts = [
             cell.rjust(width) if right else cell.ljust(width)
             for cell, width, right in zip(line, widths, numeric, strict=True)
         ]
         return "  ".join(parts).rstrip()
 
-    text = [laid(line) for line in lines]
+    text = [aligned(line) for line in lines]
     if header:
         text.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(text)
@@ -72,8 +199,8 @@ def table(rows: Sequence[Sequence[object]], *, header: Sequence[str] = ()) -> st
 
 @contextmanager
 def progress() -> Iterator[Callable[[str, float, float], None]]:
-    """A progress bar on stderr, told (what, done, total); silent where stderr is no terminal."""
-    if not sys.stderr.isatty():
+    """A progress bar on stderr, updated by (step, done, total); silent with ``--quiet`` and without a terminal."""
+    if quiet.get() or not sys.stderr.isatty():
         yield lambda *_: None
         return
     from rich.console import Console
@@ -83,28 +210,28 @@ def progress() -> Iterator[Callable[[str, float, float], None]]:
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         tasks: dict[str, Any] = {}
 
-        def tell(what: str, done: float, total: float) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
+        def update(step: str, done: float, total: float) -> None:
+            if step not in tasks:
+                tasks[step] = bar.add_task(step, total=total)
+            bar.update(tasks[step], completed=done, total=total)
 
-        yield tell
+        yield update
 
 
-def renamed(own: Sequence[str], settings: Any, *, text: str | None = None, image: str | None = None) -> dict[str, str]:
+def renamed(settings: Any, *, text: str | None = None, image: str | None = None) -> dict[str, str]:
     """The input's column for each of the model's, where text or image has another name there.
 
     Raises:
         UsageError: a name is given for what the model does not read.
     """
-    result = {name: name for name in own}
-    for option, given, part in (("--text", text, settings.text), ("--image", image, settings.image)):
+    result = {name: name for name in settings.names}
+    for flag, given, part in (("--text", text, settings.text), ("--image", image, settings.image)):
         if given is None:
             continue
         if part is None:
             from levi_serving.errors import UsageError
 
-            raise UsageError(f"{option} names a column, but this model reads {', '.join(map(repr, own))}.")
+            raise UsageError(f"{flag} names a column, but this model reads {', '.join(map(repr, settings.names))}.")
         result[part.column] = given
     return result
 
@@ -119,8 +246,8 @@ def by_head(validation: Mapping[str, Any]) -> str:
     return table(rows, header=["", "average", *(f"head {k + 1}" for k in range(len(heads)))])
 
 
-def existing(path: Path, what: str) -> Path:
-    """A path that must be there.
+def existing(path: Path, what: str) -> None:
+    """Refuse a path that is not there.
 
     Raises:
         UsageError: it is not.
@@ -129,4 +256,16 @@ def existing(path: Path, what: str) -> Path:
         from levi_serving.errors import UsageError
 
         raise UsageError(f"There is no {path}. Give the path of {what}.")
-    return path
+
+
+def writable(*paths: Path | None) -> None:
+    """Refuse files that could not be written when the work is done.
+
+    Raises:
+        UsageError: a file's folder is missing, or a folder has its name.
+    """
+    from levi_serving.atomic import require_folder
+
+    for path in paths:
+        if path is not None:
+            require_folder(path)

@@ -2,67 +2,114 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Literal
 
 import typer
 
 from levi_deploy.cli.options import (
+    DATA,
+    EXECUTION,
+    OUTPUT,
+    Bundle,
     Device,
+    Image,
     Json,
     Overwrite,
     Precision,
+    Text,
     Threads,
-    Workers,
     existing,
     option,
     progress,
     renamed,
 )
 
+FormatName = Literal["csv", "tsv", "jsonl", "parquet"]
+
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    bundle: Bundle,
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", help="CSV, TSV, JSONL, Parquet, a folder of images, or - for a pipe.")
     ],
-    output: Annotated[
-        Path, option("--output", "-o", help="The rows with their predictions: CSV, TSV, JSONL, Parquet, or -.")
-    ],
-    text: Annotated[str | None, option("--text", help="The input's column with the text [the model's].")] = None,
-    image: Annotated[str | None, option("--image", help="The input's column with the image [the model's].")] = None,
-    heads: Annotated[bool, option("--heads", help="Also each head's own prediction.")] = False,
-    all_probabilities: Annotated[bool, option("--all-probabilities", help="Also each class's probability.")] = False,
-    prefix: Annotated[str, option("--prefix", help="Put before the new columns' names.")] = "",
-    errors: Annotated[
-        Path | None,
-        option("--errors", help="Where rows that fail go [OUTPUT.errors.jsonl, when there are any]."),
-    ] = None,
-    strict: Annotated[bool, option("--strict", help="Stop at the first row that fails.")] = False,
-    resume: Annotated[bool, option("--resume", help="Go on with an interrupted run.")] = False,
-    overwrite: Overwrite = False,
-    input_format: Annotated[str | None, option("--input-format", help="csv, tsv, jsonl or parquet.")] = None,
-    output_format: Annotated[str | None, option("--output-format", help="csv, tsv, jsonl or parquet.")] = None,
-    window_rows: Annotated[
-        int | None, option("--window-rows", help="Rows in memory at a time [2048; 256 with images].", min=1)
-    ] = None,
-    max_batch_tokens: Annotated[
-        int | None, option("--max-batch-tokens", help="Most padded tokens of a batch [1024, or as tuned].", min=1)
+    text: Text = None,
+    image: Image = None,
+    input_format: Annotated[
+        FormatName | None,
+        option("--input-format", help="Format of INPUT.", panel=DATA, show_default="by its suffix; jsonl from a pipe"),
     ] = None,
     device: Device = "auto",
     precision: Precision = None,
     threads: Threads = None,
-    workers: Workers = None,
-    as_json: Json = False,
+    workers: Annotated[
+        int | None,
+        option(
+            "--workers", help="Batches at the same time.", panel=EXECUTION, min=1, show_default="one a core on a CPU"
+        ),
+    ] = None,
+    max_batch_tokens: Annotated[
+        int | None,
+        option(
+            "--max-batch-tokens",
+            help="Most padded tokens of a batch.",
+            panel=EXECUTION,
+            min=1,
+            show_default="1024, or what levi tune found",
+        ),
+    ] = None,
+    window_rows: Annotated[
+        int | None,
+        option(
+            "--window-rows",
+            help="Rows in memory at a time.",
+            panel=EXECUTION,
+            min=1,
+            show_default="2048; 256 with images",
+        ),
+    ] = None,
+    strict: Annotated[bool, option("--strict", help="Stop at the first row that fails.", panel=EXECUTION)] = False,
+    resume: Annotated[bool, option("--resume", help="Resume an interrupted run.", panel=EXECUTION)] = False,
+    *,
+    output: Annotated[
+        Path,
+        option("--output", "-o", help="The rows with their predictions: CSV, TSV, JSONL, Parquet, or -.", panel=OUTPUT),
+    ],
+    output_format: Annotated[
+        FormatName | None,
+        option(
+            "--output-format", help="Format of the output.", panel=OUTPUT, show_default="by its suffix; jsonl to a pipe"
+        ),
+    ] = None,
+    heads: Annotated[bool, option("--heads", help="Also write each head's own prediction.", panel=OUTPUT)] = False,
+    all_probabilities: Annotated[
+        bool, option("--all-probabilities", help="Also write each class's probability.", panel=OUTPUT)
+    ] = False,
+    prefix: Annotated[str, option("--prefix", help="Prefix of the new columns' names.", panel=OUTPUT)] = "",
+    errors: Annotated[
+        Path | None,
+        option(
+            "--errors",
+            help="Where rows that fail are written, as JSONL.",
+            panel=OUTPUT,
+            show_default="OUTPUT.errors.jsonl, when there are any",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
 ) -> None:
-    """Predict every row of a file; exit code 6 when some rows could not be used."""
+    """Predict every row of a file.
+
+    The output has the input's rows and columns, with the predictions added. Rows that cannot be used are written to
+    another file with their reasons; the exit code is then 6. An interrupted run can be resumed.
+    """
     existing(bundle, "a bundle")
     from levi_serving import Runner, predict_file
-    from levi_serving.session import Device as DeviceName
 
     runner = Runner(
         bundle,
-        device=cast("DeviceName", device),
+        device=device,
         scenario="offline",
         threads=threads,
         workers=workers,
@@ -70,25 +117,25 @@ def command(
         max_batch_tokens=max_batch_tokens,
     )
     pipe = Path("-")
-    with progress() as tell:
+    with progress() as update:
         summary = predict_file(
             runner,
-            None if source == pipe else source,
-            None if output == pipe else output,
-            columns=renamed(runner.columns, runner.preprocessor.settings, text=text, image=image),
+            sys.stdin.buffer if source == pipe else source,
+            sys.stdout.buffer if output == pipe else output,
+            columns=renamed(runner.preprocessor.settings, text=text, image=image),
             heads=heads,
             all_probabilities=all_probabilities,
             prefix=prefix,
-            errors=errors,
+            errors=sys.stderr.buffer if output == pipe and errors is None else errors,
             strict=strict,
             resume=resume,
             overwrite=overwrite,
             input_format=input_format,
             output_format=output_format,
             window_rows=window_rows,
-            progress=lambda done, bad, fraction: tell(f"{done} rows, {bad} failed", fraction, 1),
+            progress=lambda done, bad, fraction: update("predicting", fraction, 1),  # noqa: ARG005
         )
-    if as_json:
+    if json:
         from json import dumps
 
         document = {

@@ -3,220 +3,274 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from levi_deploy.cli.options import Json, Overwrite, by_head, existing, option, progress, show
+from levi_deploy.cli.options import (
+    DATA,
+    EXECUTION,
+    MODEL,
+    OUTPUT,
+    TRAINING,
+    Json,
+    Overwrite,
+    by_head,
+    existing,
+    option,
+    progress,
+    several,
+    show,
+)
+
+TaskChoice = Literal["auto", "classification", "multilabel", "regression"]
+Pooling = Literal["attention", "mean", "first", "last"]
+
+_TABLE = "Training rows: CSV, TSV, JSONL, Parquet, or a folder of images with one folder a class."
+_BRANCH = "mlp, cnn, gru, transformer, tabular, graph, package.module:Class, or none."
+_SET = "Any other setting, as training.patience=5; repeatable. --print-config lists them all."
 
 
 def command(
-    data: Annotated[
-        Path, typer.Argument(help="Training rows: CSV, TSV, JSONL, Parquet, or a folder of images, one folder a class.")
-    ],
-    output: Annotated[Path, option("--output", "-o", help="The run's folder.")],
-    text: Annotated[str | None, option("--text", help="Column with the text [text].")] = None,
-    text_pair: Annotated[str | None, option("--text-pair", help="Column with the second text of a pair.")] = None,
-    image: Annotated[str | None, option("--image", help="Column with images: paths, or bytes in Parquet.")] = None,
-    numeric: Annotated[str | None, option("--numeric", help="Columns of numbers, as price,weight.")] = None,
-    categorical: Annotated[str | None, option("--categorical", help="Columns of names, as shop,colour.")] = None,
-    nodes: Annotated[str | None, option("--nodes", help="Two id columns, as user_id,item_id.")] = None,
-    edges: Annotated[str | None, option("--edges", help="A table of the graph's edges [the training rows].")] = None,
-    target: Annotated[str | None, option("--target", help="Column with the answer [label].")] = None,
+    data: Annotated[Path | None, typer.Argument(metavar="DATA", help=_TABLE)] = None,
+    text: Annotated[str | None, option("--text", help="Column with the text.", panel=DATA, show_default="text")] = None,
+    image: Annotated[
+        str | None, option("--image", help="Column with images: paths, or bytes in Parquet.", panel=DATA)
+    ] = None,
+    numeric: Annotated[
+        list[str] | None, several("--numeric", of="column", help="Columns of numbers.", panel=DATA)
+    ] = None,
+    categorical: Annotated[
+        list[str] | None, several("--categorical", of="column", help="Columns of categories.", panel=DATA)
+    ] = None,
+    nodes: Annotated[
+        list[str] | None,
+        several("--nodes", of="column", help="Two id columns, for a graph branch, as user_id,item_id.", panel=DATA),
+    ] = None,
+    target: Annotated[
+        str | None, option("--target", help="Column with the answer.", panel=DATA, show_default="label")
+    ] = None,
     task: Annotated[
-        str | None,
+        TaskChoice | None,
         option(
             "--task",
-            help="auto, classification, multilabel (labels joined by |) or regression [auto: from the values].",
+            help="Kind of answer; auto: by the values. multilabel: labels joined by |.",
+            panel=DATA,
+            show_default="auto",
         ),
     ] = None,
     split_column: Annotated[
-        str | None, option("--split-column", help="Column that says which rows are training and which validation rows.")
-    ] = None,
-    train_split: Annotated[str | None, option("--train-split", help="Its value on training rows [train].")] = None,
-    validation_split: Annotated[
         str | None,
-        option("--validation-split", help="Its value on in-distribution validation rows [id_val, …]."),
-    ] = None,
-    validation: Annotated[
-        Path | None, option("--validation", help="A table of validation rows [a tenth is drawn].")
-    ] = None,
-    backbone: Annotated[
-        str | None, option("--backbone", help="Hub id or folder of the frozen backbone [all-MiniLM-L6-v2].")
-    ] = None,
-    taps: Annotated[
-        str | None, option("--taps", help="Depths as 2,4,6; or a number; or all; or none (branch alone) [3].")
-    ] = None,
-    pooling: Annotated[str | None, option("--pooling", help="attention, mean, first or last [attention].")] = None,
-    queries: Annotated[int | None, option("--queries", help="Learned queries of a tap [4].")] = None,
-    branch: Annotated[
-        list[str] | None,
         option(
-            "--branch",
-            help="mlp, cnn, gru, transformer, tabular, graph, or package.module:Class; repeatable; or none "
-            "[one that fits each input].",
+            "--split-column", help="Column that says which rows are for training and which for validation.", panel=DATA
         ),
     ] = None,
-    branch_width: Annotated[int | None, option("--branch-width", help="Width of a branch's stages [64].")] = None,
-    head_hidden: Annotated[int | None, option("--head-hidden", help="Hidden units of a head; 0: linear [128].")] = None,
-    average: Annotated[
-        str | None, option("--average", help="What of the heads is averaged: logits or probabilities [logits].")
+    validation: Annotated[
+        Path | None,
+        option(
+            "--validation", help="A table of validation rows.", panel=DATA, show_default="a tenth of the training rows"
+        ),
     ] = None,
-    lora: Annotated[int | None, option("--lora", help="Rank of adapters that train in the backbone [none].")] = None,
-    fine_tune: Annotated[
-        int | None, option("--fine-tune", help="Epochs in which the whole backbone is trained first [none].")
-    ] = None,
-    max_length: Annotated[int | None, option("--max-length", help="Most tokens of a row [256].")] = None,
-    image_size: Annotated[
-        int | None, option("--image-size", help="Pixels of an image's side [the backbone's].")
-    ] = None,
-    epochs: Annotated[int | None, option("--epochs", help="Most passes over the rows [10].")] = None,
-    batch_size: Annotated[int | None, option("--batch-size", help="Rows in a step [64].")] = None,
-    learning_rate: Annotated[float | None, option("--learning-rate", help="AdamW's, at its highest [0.0003].")] = None,
-    weight_decay: Annotated[float | None, option("--weight-decay", help="AdamW's [0.01].")] = None,
-    patience: Annotated[
-        int | None, option("--patience", help="Epochs without a better validation loss before it stops [3].")
-    ] = None,
-    head_weights: Annotated[
-        str | None, option("--head-weights", help="Weight of each head's loss, as 1,1,2 [equal].")
-    ] = None,
-    class_weights: Annotated[
+    backbone: Annotated[
         str | None,
-        option("--class-weights", help="none, or balanced: rare classes weigh as much as common ones [none]."),
+        option(
+            "--backbone", help="Hub id or folder of the frozen backbone.", panel=MODEL, show_default="all-MiniLM-L6-v2"
+        ),
     ] = None,
-    augment: Annotated[
-        str | None, option("--augment", help="flip-crop or none, for image branches [flip-crop].")
+    taps: Annotated[
+        list[str] | None,
+        several(
+            "--taps",
+            of="depth",
+            help="Depths to read, as 2,4,6; or their number; or all; or none.",
+            panel=MODEL,
+            show_default="3",
+        ),
     ] = None,
-    calibrate: Annotated[
-        bool | None, option("--calibrate/--no-calibrate", help="Fit a temperature on validation [yes].")
+    pooling: Annotated[
+        Pooling | None,
+        option("--pooling", help="How a tap's tokens become one vector.", panel=MODEL, show_default="attention"),
     ] = None,
-    abstain_share: Annotated[
+    branch: Annotated[
+        list[str] | None,
+        several("--branch", of="branch", help=_BRANCH, panel=MODEL, show_default="one that fits each input"),
+    ] = None,
+    lora: Annotated[
+        int | None,
+        option("--lora", help="Rank of adapters that train in the backbone.", panel=MODEL, show_default="0, none"),
+    ] = None,
+    max_length: Annotated[
+        int | None, option("--max-length", help="Most tokens of a row.", panel=MODEL, show_default="256")
+    ] = None,
+    fine_tune: Annotated[
+        int | None,
+        option(
+            "--fine-tune",
+            help="Epochs in which the whole backbone trains first.",
+            panel=TRAINING,
+            show_default="0, none",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None, option("--epochs", help="Most passes over the rows.", panel=TRAINING, show_default="10")
+    ] = None,
+    batch_size: Annotated[
+        int | None, option("--batch-size", help="Rows in a step.", panel=TRAINING, show_default="64")
+    ] = None,
+    learning_rate: Annotated[
         float | None,
-        option("--abstain-share", help="Share of validation rows on which it abstains; 0: never [0.05]."),
+        option("--learning-rate", help="AdamW's peak learning rate.", panel=TRAINING, show_default="0.0003"),
     ] = None,
-    seed: Annotated[int | None, option("--seed", help="Of every random choice [0].")] = None,
+    seed: Annotated[
+        int | None, option("--seed", help="Seed of every random choice.", panel=TRAINING, show_default="0")
+    ] = None,
     config: Annotated[
-        Path | None, option("--config", help="TOML with [model], [training], [data]; flags go before it.")
+        Path | None, option("--config", help="A TOML file of settings; options override it.", panel=EXECUTION)
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        option("--set", help=_SET, panel=EXECUTION, metavar="<name=value>", allow_from_autoenv=False),
+    ] = None,
+    print_config: Annotated[
+        bool,
+        option("--print-config", help="Print every setting with its value, as TOML, and exit.", panel=EXECUTION),
+    ] = False,
     cache: Annotated[
-        Path | None, option("--cache", help="Where taps are kept between runs [LEVI_CACHE, or your cache folder].")
+        Path | None,
+        option(
+            "--cache",
+            help="Where taps are kept between runs.",
+            panel=EXECUTION,
+            show_default="LEVI_CACHE, or your cache folder",
+        ),
     ] = None,
-    resume: Annotated[bool, option("--resume", help="Go on with an unfinished run.")] = False,
+    resume: Annotated[bool, option("--resume", help="Resume an interrupted run.", panel=EXECUTION)] = False,
+    output: Annotated[Path | None, option("--output", "-o", help="The run's folder.", panel=OUTPUT)] = None,
     overwrite: Overwrite = False,
-    as_json: Json = False,
+    json: Json = False,
 ) -> None:
-    """Learn a LEVI model: a frozen backbone, a branch from scratch, and layers that read both."""
-    from levi_deploy.config import Config
+    """Learn a LEVI model from a table.
 
-    asked = Config.read(
-        config,
-        model={
+    The model is a frozen backbone, a branch trained from scratch, and heads that read both. DATA and --output are
+    required, except with --print-config.
+    """
+    from levi_deploy.config import Config
+    from levi_serving.errors import UsageError
+
+    given: dict[str, dict[str, Any]] = {
+        "model": {
             "backbone": backbone,
             "taps": parse_taps(taps),
             "pooling": pooling,
-            "queries": queries,
-            "branches": None if branch is None else tuple(name for name in branch if name != "none"),
-            "branch_width": branch_width,
-            "head_hidden": head_hidden,
-            "average": average,
+            "branches": None if branch is None else [name for name in branch if name != "none"],
             "lora": lora,
             "max_length": max_length,
-            "image_size": image_size,
         },
-        training={
+        "training": {
+            "fine_tune": fine_tune,
             "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
-            "weight_decay": weight_decay,
-            "patience": patience,
-            "fine_tune": fine_tune,
-            "head_weights": _numbers(head_weights),
-            "abstain_share": abstain_share,
-            "class_weights": class_weights,
-            "augment": augment,
-            "calibrate": calibrate,
             "seed": seed,
         },
-        data={
+        "data": {
             "text": text,
-            "text_pair": text_pair,
             "image": image,
-            "numeric": _names(numeric),
-            "categorical": _names(categorical),
-            "nodes": _names(nodes),
-            "edges": edges,
+            "numeric": numeric,
+            "categorical": categorical,
+            "nodes": nodes,
             "target": target,
             "task": task,
             "split_column": split_column,
-            "train_split": train_split,
-            "validation_split": validation_split,
         },
-    )
+    }
+    for section, name, value in map(parse_setting, settings or ()):
+        given.setdefault(section, {})[name] = value
+    configuration = Config.read(config, **given)
+    if print_config:
+        typer.echo(configuration.to_toml(), nl=False)
+        return
+    if data is None or output is None:
+        missing = "DATA, a table with training rows" if data is None else "--output RUN, the folder to write"
+        raise UsageError(f"Training needs {missing}. See 'levi train --help'.")
     existing(data, "a table with training rows")
     from levi_deploy.training import train
 
-    with progress() as tell:
+    with progress() as update:
         run = train(
             data,
             output,
-            asked,
+            configuration,
             validation=validation,
             resume=resume,
             overwrite=overwrite,
             cache=cache,
-            progress=tell,
+            progress=update,
         )
     record = run.record
     show(
-        {"run": str(run.folder), "task": run.task, "labels": run.labels, "taps": run.taps, **record},
-        as_json=as_json,
+        {
+            "run": str(run.folder),
+            "task": run.task.kind,
+            "labels": run.task.labels,
+            "abstain_above": run.task.abstain_above,
+            "taps": run.taps,
+            **record,
+        },
+        json=json,
         human=lambda: _human(run, record),
     )
 
 
-def _names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _numbers(text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    from levi_serving.errors import UsageError
-
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(f"--head-weights is {text!r}; expected a number for each head, as 1,1,2.") from None
-
-
-def parse_taps(text: str | None) -> Any:
+def parse_taps(values: list[str] | None) -> Any:
     """Read ``2,4,6``, ``3``, ``all`` or ``none``.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the values are none of these.
     """
-    if text is None or text == "all":
-        return text
-    if text == "none":
-        return ()
+    if values is None:
+        return None
+    if values in (["all"], ["none"]):
+        return "all" if values == ["all"] else []
     from levi_serving.errors import UsageError
 
     try:
-        numbers = [int(part) for part in text.split(",")]
+        depths = [int(value) for value in values]
     except ValueError:
-        raise UsageError(f"--taps is {text!r}; expected depths as 2,4,6, or a number, or all, or none.") from None
-    return numbers[0] if len(numbers) == 1 and "," not in text else tuple(numbers)
+        given = ",".join(values)
+        raise UsageError(f"--taps is {given!r}; expected depths as 2,4,6, or a number, or all, or none.") from None
+    return depths[0] if len(depths) == 1 else depths
+
+
+def parse_setting(text: str) -> tuple[str, str, Any]:
+    """Read ``training.patience=5``: a section, a name, and a value in TOML, where text may stand without quotes.
+
+    Raises:
+        UsageError: it has no section, name or value.
+    """
+    import tomllib
+
+    from levi_serving.errors import UsageError
+
+    key, _, value = text.partition("=")
+    section, _, name = key.strip().partition(".")
+    if not section or not name or not value.strip():
+        raise UsageError(f"--set is {text!r}; expected SECTION.NAME=VALUE, as training.patience=5.")
+    try:
+        return section, name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return section, name, value.strip()
 
 
 def _human(run: Any, record: Any) -> str:
     seconds, parameters = record["seconds"], record["parameters"]
     abstains = (
         "It never abstains."
-        if record["abstain_above"] is None
-        else f"It abstains where its heads' disagreement is above {record['abstain_above']:.4g}."
+        if run.task.abstain_above is None
+        else f"It abstains where its heads' disagreement is above {run.task.abstain_above:.4g}."
     )
     return (
-        f"{run.task}, {record['data']['training_rows']} training rows, taps {list(run.taps)}, "
+        f"{run.task.kind}, {record['data']['training_rows']} training rows, taps {list(run.taps)}, "
         f"best of {record['epochs']} epochs: {record['best_epoch']}\n"
         f"Trained {parameters['trained']:,} parameters beside {parameters['frozen']:,} frozen ones; "
         f"taps {seconds['taps']:.0f} s, fit {seconds['fit']:.0f} s\n\n"

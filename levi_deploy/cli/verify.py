@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any, cast
-
-import typer
+from typing import Annotated, Any
 
 from levi_deploy.cli.export import proof
-from levi_deploy.cli.options import Device, Json, Threads, existing, option, show
+from levi_deploy.cli.options import (
+    EXECUTION,
+    Bundle,
+    Device,
+    Json,
+    PrecisionName,
+    Threads,
+    existing,
+    option,
+    show,
+)
 
 
 def command(
-    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    bundle: Bundle,
     device: Device = "auto",
     threads: Threads = None,
-    precision: Annotated[str | None, option("--precision", help="Only the graphs of this precision.")] = None,
-    as_json: Json = False,
+    precision: Annotated[
+        PrecisionName | None,
+        option("--precision", help="Only the graphs of this precision.", panel=EXECUTION, show_default="all"),
+    ] = None,
+    json: Json = False,
 ) -> None:
-    """Check every file and replay the proof of each graph here, without torch; exit code 3 if the answers differ."""
+    """Replay a bundle's proof on this machine, without torch.
+
+    Every file is checked against its digest, and every graph is run on the bundle's golden rows; the exit code is 3
+    when the answers differ.
+    """
     existing(bundle, "a bundle")
     from levi_serving import verify
-    from levi_serving.session import Device as DeviceName
 
-    found = verify(bundle, device=cast("DeviceName", device), threads=threads, precision=precision)
-    show(found, as_json=as_json, human=lambda: _human(found))
+    found = verify(bundle, device=device, threads=threads, precision=precision)
+    show(found, json=json, human=lambda: _human(found))
 
 
 def _human(found: dict[str, Any]) -> str:

@@ -1,8 +1,7 @@
-"""How good predictions are: numpy alone, on what is served. Knows no model and no file."""
+"""How good predictions are: numpy alone, on what is served."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,13 @@ from levi_serving.predictions import Outputs, Predictions, Task, finish
 __all__ = ["metrics"]
 
 
-def metrics(predictions: Predictions, targets: NDArray[Any], *, task: Task, labels: Sequence[str]) -> dict[str, Any]:
+def metrics(predictions: Predictions, targets: NDArray[Any], task: Task) -> dict[str, Any]:
     """Measure N predictions against their targets.
 
     Args:
         predictions: as the runner finishes them.
         targets: classification (N,) class numbers; multilabel (N, C) zeros and ones; regression (N,).
-        task: what they are.
-        labels: the C output names.
+        task: what they answer.
 
     Returns:
         Classification: ``accuracy``, ``macro_accuracy`` (mean recall over the classes present),
@@ -28,19 +26,19 @@ def metrics(predictions: Predictions, targets: NDArray[Any], *, task: Task, labe
         ``log_loss``. Regression: ``rmse``, ``mae``, ``r2`` (against the mean of these targets). Always
         ``rows``, and ``heads`` with each head's first metric.
     """
-    result: dict[str, Any] = {"rows": len(targets), **_measure(predictions, targets, task, len(labels))}
+    result: dict[str, Any] = {"rows": len(targets), **_measure(predictions, targets, task)}
     first = next(name for name in result if name != "rows")
     result["heads"] = []
     for k in range(predictions.head_logits.shape[1]):
         own = predictions.head_logits[:, k]
-        alone = finish(Outputs(own, own[:, None]), task=task, labels=labels)
-        result["heads"].append(_measure(alone, targets, task, len(labels))[first])
+        alone = finish(Outputs(own, own[:, None]), task)
+        result["heads"].append(_measure(alone, targets, task)[first])
     return result
 
 
-def _measure(predictions: Predictions, targets: NDArray[Any], task: Task, classes: int) -> dict[str, float]:
+def _measure(predictions: Predictions, targets: NDArray[Any], task: Task) -> dict[str, float]:
     p = predictions.probabilities
-    if task == "regression" or p is None:
+    if task.kind == "regression" or p is None:
         error = predictions.logits[:, 0].astype(np.float64) - targets
         spread = ((targets - targets.mean()) ** 2).mean()
         return {
@@ -49,7 +47,7 @@ def _measure(predictions: Predictions, targets: NDArray[Any], task: Task, classe
             "r2": float(1 - (error**2).mean() / spread) if spread else 0.0,
         }
     tiny = np.finfo(np.float32).tiny
-    if task == "multilabel":
+    if task.kind == "multilabel":
         said, holds = predictions.logits > 0, targets > 0
         right = np.where(holds, p, 1 - p)
         return {
@@ -59,7 +57,7 @@ def _measure(predictions: Predictions, targets: NDArray[Any], task: Task, classe
             "log_loss": float(-np.log(np.maximum(right, tiny)).mean()),
         }
     answer = predictions.logits.argmax(axis=1)
-    said, holds = answer[:, None] == np.arange(classes), targets[:, None] == np.arange(classes)
+    said, holds = answer[:, None] == np.arange(task.outputs), targets[:, None] == np.arange(task.outputs)
     there = holds.any(axis=0)
     both, said_n, holds_n = (counts[there] for counts in _counts(said, holds))
     return {

@@ -1,6 +1,6 @@
-"""How well a number that needs no answer tells which rows to distrust: errors, and rows from elsewhere.
+"""How well a signal that needs no label detects errors and out-of-distribution (OOD) rows.
 
-numpy alone, on what is served. Knows no model and no file.
+numpy alone, on what is served.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from levi_serving.predictions import Predictions, Task
+from levi_serving.predictions import Predictions, TaskKind
 
-__all__ = ["auroc", "detected", "errors", "ranked", "signals", "spearman"]
+__all__ = ["auroc", "detect_errors", "detect_ood", "errors", "signals", "spearman"]
 
 
-def signals(predictions: Predictions, task: Task) -> dict[str, NDArray[np.float64]]:
-    """What may tell, (N,) each, higher where there is less to trust.
+def signals(predictions: Predictions, kind: TaskKind) -> dict[str, NDArray[np.float64]]:
+    """The signals of N rows, (N,) each, higher where there is less to trust.
 
     Returns:
         ``disagreement`` of the heads, see ``levi_serving.predictions``. For classification beside it
@@ -24,7 +24,7 @@ def signals(predictions: Predictions, task: Task) -> dict[str, NDArray[np.float6
         temperature 1 (Liu et al. 2020), the logits being the heads' mean before calibration.
     """
     found = {"disagreement": predictions.disagreement.astype(np.float64)}
-    if task == "classification" and predictions.probabilities is not None:
+    if kind == "classification" and predictions.probabilities is not None:
         found["max_probability"] = 1 - predictions.probabilities.max(axis=1).astype(np.float64)
         mean = predictions.head_logits.mean(axis=1, dtype=np.float64)
         top = mean.max(axis=1)
@@ -32,30 +32,30 @@ def signals(predictions: Predictions, task: Task) -> dict[str, NDArray[np.float6
     return found
 
 
-def errors(predictions: Predictions, targets: NDArray[Any], task: Task) -> NDArray[Any]:
+def errors(predictions: Predictions, targets: NDArray[Any], kind: TaskKind) -> NDArray[Any]:
     """Where answers are wrong, (N,): booleans for classes (multilabel: not exactly right), |error| for regression."""
-    if task == "classification":
+    if kind == "classification":
         return np.asarray(predictions.logits.argmax(axis=1) != targets)
-    if task == "multilabel":
+    if kind == "multilabel":
         return np.asarray(((predictions.logits > 0) != (targets > 0)).any(axis=1))
     return np.asarray(np.abs(predictions.logits[:, 0].astype(np.float64) - targets))
 
 
-def ranked(predictions: Predictions, targets: NDArray[Any], task: Task) -> dict[str, float | None]:
+def detect_errors(predictions: Predictions, targets: NDArray[Any], kind: TaskKind) -> dict[str, float | None]:
     """How well each signal ranks the errors of N rows.
 
     Returns:
         By signal, for classes ``auroc`` of wrong rows against right ones; for regression ``spearman`` with the
         size of the error. None where it is not defined.
     """
-    wrong = errors(predictions, targets, task)
-    measure = spearman if task == "regression" else auroc
-    return {name: measure(values, wrong) for name, values in signals(predictions, task).items()}
+    wrong = errors(predictions, targets, kind)
+    measure = spearman if kind == "regression" else auroc
+    return {name: measure(values, wrong) for name, values in signals(predictions, kind).items()}
 
 
-def detected(inside: Predictions, outside: Predictions, task: Task) -> dict[str, float | None]:
-    """How well each signal tells rows of another distribution from in-distribution ones: ``auroc`` by signal."""
-    a, b = signals(inside, task), signals(outside, task)
+def detect_ood(inside: Predictions, outside: Predictions, kind: TaskKind) -> dict[str, float | None]:
+    """How well each signal detects OOD rows among in-distribution ones: ``auroc`` by signal."""
+    a, b = signals(inside, kind), signals(outside, kind)
     foreign = np.arange(len(inside) + len(outside)) >= len(inside)
     return {name: auroc(np.concatenate([a[name], b[name]]), foreign) for name in a}
 

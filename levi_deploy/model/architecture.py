@@ -12,11 +12,11 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from levi_deploy.model.backbone import Backbone
+from levi_deploy.identity import Identity
 from levi_deploy.model.branches import Branch
-from levi_deploy.model.levi import Ensemble, stage_of
+from levi_deploy.model.levi import Ensemble, Levi, stage_of
 from levi_serving.errors import UsageError
-from levi_serving.preprocess import Encoded, Preprocessing
+from levi_serving.rows.preprocess import Encoded, Preprocessing
 
 __all__ = ["architecture", "count_stages", "parameters"]
 
@@ -54,17 +54,13 @@ def count_stages(ensemble: Ensemble, preprocessing: Preprocessing) -> tuple[int,
     return tuple(counts)
 
 
-def architecture(
-    ensemble: Ensemble, backbone: Backbone, stages: Sequence[int], *, outputs: int, fine_tuned: bool
-) -> dict[str, Any]:
+def architecture(levi: Levi, identity: Identity, stages: Sequence[int]) -> dict[str, Any]:
     """The parts, from the input to the answer.
 
     Args:
-        ensemble: what trains.
-        backbone: where its taps come from, cut above the deepest.
+        levi: trained, its backbone cut above the deepest tap.
+        identity: of that backbone, or of the one that it does without.
         stages: M of each branch.
-        outputs: C.
-        fine_tuned: whether all of the backbone was trained.
 
     Returns:
         ``backbone`` (its ``layers`` L, and ``widths`` D at depths 0 … L), ``taps`` (``depth``, D, and
@@ -73,18 +69,19 @@ def architecture(
         many of its parameters were ``trained``; ``frozen`` counts those the model keeps: none above the
         deepest tap.
     """
-    config, identity = ensemble.config, backbone.identity
-    adapters = sum(tensor.numel() for tensor in backbone.adapters().values())
-    kept = sum(p.numel() for p in backbone.parameters()) - adapters if backbone.taps else 0
+    ensemble, backbone = levi.ensemble, levi.backbone
+    config = ensemble.config
+    adapters = sum(tensor.numel() for tensor in backbone.adapters().values()) if backbone is not None else 0
+    kept = sum(p.numel() for p in backbone.parameters()) - adapters if backbone is not None else 0
     heads = len(ensemble.heads)
     return {
         "backbone": {
-            "name": identity.name,
+            "name": identity.title,
             "digest": identity.digest,
             "layers": identity.depth,
             "widths": identity.widths,
-            "trained": identity.parameters if fine_tuned else adapters,
-            "frozen": 0 if fine_tuned else kept,
+            "trained": identity.parameters if identity.fine_tuned else adapters,
+            "frozen": 0 if identity.fine_tuned else kept,
         },
         "taps": [
             {
@@ -112,7 +109,7 @@ def architecture(
                 "tap": ensemble.taps[k] if ensemble.taps else None,
                 "stages": [1 + stage_of(k, heads=heads, stages=count) for count in stages],
                 "hidden": config.head_hidden,
-                "outputs": outputs,
+                "outputs": ensemble.task.outputs,
                 **_counted(head),
             }
             for k, head in enumerate(ensemble.heads)
@@ -127,7 +124,7 @@ def _counted(part: nn.Module) -> dict[str, int]:
     return {"trained": trained, "frozen": sum(p.numel() for p in part.parameters()) - trained}
 
 
-def parameters(model: dict[str, Any], backbone: Backbone, *, outputs: int) -> dict[str, int]:
+def parameters(model: dict[str, Any], identity: Identity, *, outputs: int) -> dict[str, int]:
     """All parts' counts together.
 
     Returns:
@@ -136,7 +133,6 @@ def parameters(model: dict[str, Any], backbone: Backbone, *, outputs: int) -> di
         linear head on its last layer: the baseline.
     """
     parts = [model["backbone"], *model["taps"], *model["branches"], *model["heads"]]
-    identity = backbone.identity
     return {
         "trained": sum(part["trained"] for part in parts),
         "frozen": sum(part["frozen"] for part in parts),

@@ -1,6 +1,6 @@
 """The frozen backbone f: hidden states at the tapped depths, and not a layer more.
 
-The only file of the model that knows transformers' models. It knows no branch, no head and no training.
+The only file of the model that knows transformers' models.
 
 One mechanism serves every family: the layers are the model's outermost list of modules, a tap is what
 goes into the first or comes out of one of them, and the widths are seen in one small run. So a new
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +24,14 @@ from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
     MODEL_MAPPING,
     AutoConfig,
-    AutoTokenizer,
 )
 from transformers.utils import logging
 
+from levi_deploy.identity import Identity
+from levi_serving import atomic
 from levi_serving.errors import UsageError
-from levi_serving.text import TextSettings
 
-__all__ = ["Backbone", "Identity", "quiet", "save_tokenizer"]
+__all__ = ["Backbone", "quiet"]
 
 _LARGE = 2_000_000_000  # parameters; a half-precision checkpoint above it is not widened to float32
 _ENDS = {  # by family: what follows the layers and fits only the last one's channels
@@ -42,43 +42,9 @@ _ENDS = {  # by family: what follows the layers and fits only the last one's cha
     "swinv2": ("layernorm",),
 }
 
-_OFFSET_POSITIONS = ("camembert", "mpnet", "roberta", "xlm-roberta")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """Which backbone a model was built on.
-
-    Attributes:
-        name: the hub id, or the folder's own name: never a path of this machine.
-        digest: SHA-256 over the names, shapes and values of all its weights, before any cut.
-        depth: L, its layers; of convolutional and Swin models their stages or blocks, as transformers lists them.
-        widths: D of the hidden states at depths 0 … L.
-        parameters: how many weights it has, before any cut.
-        vocabulary: token ids it knows; 0 for images.
-        modality: what it reads.
-        causal: whether a token sees only those before it.
-        type_vocabulary: token types it knows; 0 where it takes none.
-        image_size: height and width it was made for, in pixels, where it says so.
-    """
-
-    name: str
-    digest: str
-    depth: int
-    widths: tuple[int, ...]
-    parameters: int
-    vocabulary: int
-    modality: Literal["text", "image"]
-    causal: bool
-    type_vocabulary: int
-    image_size: int | None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(self.widths))  # JSON has lists
-
 
 class Backbone(nn.Module):
-    """A pre-trained encoder that stays frozen and in evaluation mode, cut above its deepest tap.
+    """A pre-trained encoder, cut above its deepest tap: frozen and in evaluation mode until ``unfreeze``.
 
     Tap 0 is what enters the first layer (the embeddings), tap l the output of layer l, and tap L the
     model's last hidden state, a final norm included. Feature maps (B, C, h, w) become h · w tokens.
@@ -90,6 +56,7 @@ class Backbone(nn.Module):
 
     Attributes:
         inputs: the names of the inputs it reads.
+        unfrozen: whether all of its weights train.
     """
 
     def __init__(self, model: Any, identity: Identity, taps: tuple[int, ...]) -> None:
@@ -112,15 +79,29 @@ class Backbone(nn.Module):
         self._interpolates = "interpolate_pos_encoding" in takes
         self._seen: dict[int, Tensor] = {}
         self._adapted: list[Any] = []
+        self.unfrozen = False
         if 0 in taps and len(layers):
             layers[0].register_forward_pre_hook(self._remember_input, with_kwargs=True)
         for number, layer in enumerate(layers, start=1):
             if number in taps and number < identity.depth:
                 layer.register_forward_hook(self._remember_output(number))
 
-    def train(self, mode: bool = True) -> Self:  # noqa: ARG002  # nn.Module's own signature
-        """Stay in evaluation mode: the backbone is frozen, its drop-out and its batch statistics included."""
-        return super().train(False)
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode while frozen: drop-out and batch statistics are part of what is frozen."""
+        return super().train(mode and self.unfrozen)
+
+    def unfreeze(self) -> None:
+        """Let all weights train: full fine-tuning."""
+        self.unfrozen = True
+        self.model.requires_grad_(True)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights and the configuration as transformers does; the folder is whole or not there."""
+        aside = folder.with_name(folder.name + atomic.SUFFIX)
+        shutil.rmtree(aside, ignore_errors=True)
+        with quiet():
+            self.model.save_pretrained(aside)
+        aside.rename(folder)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Run the backbone once.
@@ -158,7 +139,7 @@ class Backbone(nn.Module):
         except ValueError as error:
             raise UsageError(
                 f"The backbone {self.identity.name!r} has no linear layer, and LoRA's adapters stand beside linear "
-                "layers. Leave --lora out, or choose a transformer."
+                "layers. Leave `lora` out, or choose a transformer."
             ) from error
 
     def adapters(self) -> dict[str, Tensor]:
@@ -182,7 +163,14 @@ class Backbone(nn.Module):
         return remember
 
     @classmethod
-    def load(cls, source: str, taps: Callable[[int], tuple[int, ...]], *, digest: str | None = None) -> Self:
+    def load(
+        cls,
+        source: str,
+        taps: Callable[[int], tuple[int, ...]],
+        *,
+        digest: str | None = None,
+        fine_tuned_from: Identity | None = None,
+    ) -> Self:
         """Load a backbone by hub id or folder.
 
         Args:
@@ -190,6 +178,7 @@ class Backbone(nn.Module):
                 the encoder is loaded, of CLIP and SigLIP the vision tower.
             taps: a function from the depth L to t_1 < … < t_K; it may refuse.
             digest: the digest it must have.
+            fine_tuned_from: what it was before ``save``, where it was fine-tuned here; it keeps that name.
 
         Raises:
             UsageError: it cannot be loaded, cannot be tapped, or is not the one expected.
@@ -199,7 +188,8 @@ class Backbone(nn.Module):
         text = model.main_input_name == "input_ids"
         size = getattr(config, "image_size", None)
         identity = Identity(
-            name=Path(source).name if Path(source).exists() else source,
+            name=fine_tuned_from.name if fine_tuned_from else Path(source).name if Path(source).exists() else source,
+            fine_tuned=fine_tuned_from is not None,
             digest=_digest(model, missing),
             depth=len(_layers(model)),
             widths=_widths(model),
@@ -370,52 +360,3 @@ def _digest(model: nn.Module, missing: set[str]) -> str:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().view(torch.uint8).numpy().data if tensor.dim() else tensor.numpy())
     return digest.hexdigest()
-
-
-def save_tokenizer(
-    source: str, path: Path, *, column: str, max_length: int, pair: str | None = None, causal: bool = False
-) -> TextSettings:
-    """Write the backbone's tokenizer as one ``tokenizer.json`` and say how it pads and cuts.
-
-    Args:
-        source: a hub id or a folder.
-        path: where the file goes; padding and truncation are taken out of it.
-        column: of the rows, with the text.
-        pair: of the rows, with the second text.
-        causal: whether the backbone is; others are padded on the right.
-        max_length: the most tokens wanted.
-
-    Returns:
-        The settings for ``levi_serving.preprocess``.
-
-    Raises:
-        UsageError: there is no fast tokenizer, or ``max_length`` is more than it or the positions allow.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"The tokenizer of {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UsageError(f"{source!r} has no fast tokenizer (tokenizer.json), which serving without torch needs.")
-    if max_length > (most := min(tokenizer.model_max_length, _positions(source))):
-        raise UsageError(f"max_length is {max_length}, but {source!r} takes at most {most} tokens.")
-    backend.no_padding()
-    backend.no_truncation()
-    path.write_text(backend.to_str(), encoding="utf-8")
-    return TextSettings(
-        column=column,
-        pair=pair,
-        max_length=max_length,
-        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0,
-        padding_side="left" if causal and tokenizer.padding_side == "left" else "right",
-    )
-
-
-def _positions(source: str) -> int:
-    """Tokens that a model's positions allow; RoBERTa and its kin count from the padding id onwards."""
-    config = AutoConfig.from_pretrained(source)
-    most = getattr(config, "max_position_embeddings", None)
-    if not isinstance(most, int) or most <= 0:
-        return 2**31
-    return most - (1 + config.pad_token_id if config.model_type in _OFFSET_POSITIONS else 0)

@@ -1,4 +1,4 @@
-"""Adapting layers, their average and their loss. Knows no backbone, no branch and no task's files."""
+"""Adapting layers, their average and their loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from levi_serving.predictions import Task
+from levi_serving.predictions import TaskKind
 
 __all__ = ["AdaptingHead", "average", "loss"]
 
@@ -46,21 +46,21 @@ class AdaptingHead(nn.Module):
         return result
 
 
-def average(head_logits: Tensor, of: Literal["logits", "probabilities"], task: Task) -> Tensor:
+def average(head_logits: Tensor, of: Literal["logits", "probabilities"], kind: TaskKind) -> Tensor:
     """The prediction: the mean over the K heads, (B, K, C) to logits (B, C).
 
     The mean of probabilities is returned as its logits, so that softmax (or the logistic function, for
     multilabel) gives it back. Regression has no probabilities: both choices are the plain mean.
     """
-    if of == "logits" or task == "regression":
+    if of == "logits" or kind == "regression":
         return head_logits.mean(dim=1)
-    if task == "classification":
+    if kind == "classification":
         return head_logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(head_logits.shape[1])
     return F.logsigmoid(head_logits).logsumexp(dim=1) - F.logsigmoid(-head_logits).logsumexp(dim=1)
 
 
 def loss(
-    head_logits: Tensor, targets: Tensor, task: Task, weights: Tensor, class_weights: Tensor | None = None
+    head_logits: Tensor, targets: Tensor, kind: TaskKind, weights: Tensor, class_weights: Tensor | None = None
 ) -> Tensor:
     """The training loss Σ_k w_k · ℓ(a_k(x), y) / Σ_k w_k, a mean over rows.
 
@@ -69,20 +69,20 @@ def loss(
     Args:
         head_logits: (B, K, C).
         targets: (B,) class numbers; (B, C) zeros and ones; (B,) values.
-        task: what they are.
+        kind: what they are.
         weights: w_1 … w_K, (K,).
         class_weights: of each class, (C,); of each label's presence (multilabel).
     """
     losses = torch.stack(
-        [prediction_loss(logits, targets, task, class_weights) for logits in head_logits.unbind(dim=1)]
+        [prediction_loss(logits, targets, kind, class_weights) for logits in head_logits.unbind(dim=1)]
     )
     return (weights * losses).sum() / weights.sum()
 
 
-def prediction_loss(logits: Tensor, targets: Tensor, task: Task, class_weights: Tensor | None = None) -> Tensor:
+def prediction_loss(logits: Tensor, targets: Tensor, kind: TaskKind, class_weights: Tensor | None = None) -> Tensor:
     """ℓ for one set of logits (B, C), a mean over rows, weighed by class where weights are given."""
-    if task == "classification":
+    if kind == "classification":
         return F.cross_entropy(logits, targets, weight=class_weights)
-    if task == "multilabel":
+    if kind == "multilabel":
         return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=class_weights)
     return F.mse_loss(logits[:, 0], targets)

@@ -1,7 +1,7 @@
 """How a backbone wants its images: its own image processor of transformers, as ``ImageSettings``.
 
 The translation is tried on images before it is trusted, so a processor that does more than resize, crop
-and normalise is refused, whatever its name. It knows no model weights.
+and normalise is refused, whatever its name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 
 from levi_deploy.model.backbone import quiet
 from levi_serving.errors import MissingExtraError, UsageError
-from levi_serving.images import ImageSettings, fit, normalise
+from levi_serving.rows.images import ImageSettings, fit, normalise
 
 __all__ = ["image_settings"]
 
@@ -40,12 +40,12 @@ def image_settings(source: str, *, column: str, size: int | None = None) -> Imag
         raise MissingExtraError("PIL", "image", "Reading images") from error
     with quiet():  # it remarks that torchvision, which nothing here asks for, is missing
         processor = _processor(source)
-    asked = _resized(processor, size) if size is not None else {}
-    settings = _translated(source, processor, asked, column)
+    options = _resized(processor, size) if size is not None else {}
+    settings = _translated(source, processor, options, column)
     draw = np.random.default_rng(0)
     for height, width in _TRIED:
         image = Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        expected = np.asarray(processor(image, return_tensors="np", **asked)["pixel_values"])
+        expected = np.asarray(processor(image, return_tensors="np", **options)["pixel_values"])
         found = normalise(fit(image, settings)[None], settings)
         if found.shape != expected.shape or np.abs(found - expected).max() > 1e-5:
             raise _refused(source, processor, "it does more than resize, crop and normalise")
@@ -81,10 +81,10 @@ def _of(size: Any, name: str) -> Any:
     return size.get(name) if isinstance(size, dict) else getattr(size, name, None)
 
 
-def _translated(source: str, processor: Any, asked: dict[str, Any], column: str) -> ImageSettings:
+def _translated(source: str, processor: Any, options: dict[str, Any], column: str) -> ImageSettings:
     from PIL import Image
 
-    size, crop = asked.get("size", getattr(processor, "size", None)), None
+    size, crop = options.get("size", getattr(processor, "size", None)), None
     resize: Any = None
     if getattr(processor, "do_resize", False):
         resize = _of(size, "shortest_edge") or (_of(size, "height"), _of(size, "width"))
@@ -93,7 +93,7 @@ def _translated(source: str, processor: Any, asked: dict[str, Any], column: str)
             whole = (resize, resize)
             resize, crop = (int(resize / share), whole) if resize < _WARPED else (whole, None)
     if getattr(processor, "do_center_crop", False):
-        cut = asked.get("crop_size", processor.crop_size)
+        cut = options.get("crop_size", processor.crop_size)
         crop = (_of(cut, "height"), _of(cut, "width"))
     normalises = getattr(processor, "do_normalize", False)
     try:

@@ -5,7 +5,7 @@ at several depths. The prediction is their average. One alphabet of shapes: B ro
 patches), D backbone width, L backbone depth, K adapting layers, R vectors a pooled tap has, M stages of
 a branch, S branch width, C outputs.
 
-This file knows how the parts fit together. It knows no files, no training and no export.
+This file says how the parts fit together.
 """
 
 from __future__ import annotations
@@ -87,8 +87,7 @@ class Ensemble(nn.Module):
         taps: t_1 < … < t_K; none for the branches alone.
         widths: D of each tap.
         masked: whether the taps' tokens are text, which is padded.
-        task: classification, multilabel or regression.
-        outputs: C.
+        task: what it answers.
     """
 
     def __init__(
@@ -100,7 +99,6 @@ class Ensemble(nn.Module):
         widths: tuple[int, ...],
         masked: bool,
         task: Task,
-        outputs: int,
     ) -> None:
         super().__init__()
         self.config, self.taps, self.task, self.masked = config, taps, task, masked
@@ -113,7 +111,7 @@ class Ensemble(nn.Module):
             AdaptingHead(
                 tap_width=pool.width if pool is not None else 0,
                 stage_width=sum(branch.width for branch in branches),
-                outputs=outputs,
+                outputs=task.outputs,
                 hidden=config.head_hidden,
                 dropout=config.head_dropout,
             )
@@ -166,10 +164,10 @@ class Ensemble(nn.Module):
             ],
             dim=1,
         )  # (B, K, C)
-        if self.task == "regression":
+        if self.task.kind == "regression":
             head_logits = head_logits * self.scale + self.shift
-            return average(head_logits, self.config.average, self.task), head_logits
-        return average(head_logits, self.config.average, self.task) / self.temperature, head_logits
+            return average(head_logits, self.config.average, self.task.kind), head_logits
+        return average(head_logits, self.config.average, self.task.kind) / self.temperature, head_logits
 
 
 def stage_of(k: int, *, heads: int, stages: int) -> int:

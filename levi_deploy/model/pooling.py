@@ -1,4 +1,4 @@
-"""How a tap's tokens become one vector: (B, T, D) to (B, R·D). Knows no backbone and no head.
+"""How a tap's tokens become one vector: (B, T, D) to (B, R·D).
 
 An image's patches are tokens too.
 

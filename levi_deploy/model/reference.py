@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from levi_deploy.model.levi import Levi
-from levi_serving.batching import plan
+from levi_serving.engine.batching import Limits, plan
 from levi_serving.errors import LeviError
-from levi_serving.predictions import Outputs, Predictions, Task, finish
-from levi_serving.preprocess import Encoded, Preprocessor, Row
+from levi_serving.predictions import Outputs, Predictions, Task, answer_columns, finish, table
+from levi_serving.rows.preprocess import Encoded, Preprocessor, Row
 
 __all__ = ["Reference"]
 
@@ -28,27 +28,18 @@ class Reference:
     Args:
         levi: in evaluation mode.
         preprocessor: as in training.
-        task: what the logits mean.
-        labels: the C output names.
-        abstain_above: the disagreement above which it abstains; None where it never does.
+        task: what it answers.
+        fingerprint: of the run that it is.
     """
 
-    name = "torch"
+    limits = Limits()
 
-    def __init__(
-        self,
-        levi: Levi,
-        preprocessor: Preprocessor,
-        task: Task,
-        labels: Sequence[str],
-        *,
-        abstain_above: float | None = None,
-    ) -> None:
+    def __init__(self, levi: Levi, preprocessor: Preprocessor, task: Task, *, fingerprint: str = "torch") -> None:
         self.levi = levi
         self.preprocessor = preprocessor
         self.task = task
-        self.labels = tuple(labels)
-        self.abstain_above = abstain_above
+        self.fingerprint = fingerprint
+        self.heads = len(levi.ensemble.heads)
         self._call: Callable[..., Any] = levi
 
     def compile(self) -> None:
@@ -65,7 +56,6 @@ class Reference:
             )
         # Compiled for this number of threads, which is part of the compiler's cache key only so.
         self._call = torch.compile(self.levi, dynamic=True, options={"cpp.threads": torch.get_num_threads()})
-        self.name = "torch-compile"
 
     def prepare(self, rows: Sequence[Row], *, bad: dict[int, str] | None = None) -> Encoded:
         """Turn N rows into arrays, as the runner does.
@@ -75,15 +65,16 @@ class Reference:
         """
         return self.preprocessor.encode(rows, bad=bad)
 
-    def run(self, encoded: Encoded, *, max_tokens: int = 1024) -> Outputs:
+    def run(self, encoded: Encoded) -> Outputs:
         """Run N prepared rows in batches of similar length."""
-        classes, heads = len(self.labels), len(self.levi.ensemble.heads)
-        logits = np.empty((len(encoded), classes), dtype=np.float32)
-        head_logits = np.empty((len(encoded), heads, classes), dtype=np.float32)
-        for rows in plan(encoded.lengths, max_tokens=max_tokens, max_rows=128):
+        logits = np.empty((len(encoded), self.task.outputs), dtype=np.float32)
+        head_logits = np.empty((len(encoded), self.heads, self.task.outputs), dtype=np.float32)
+        costs, padded = encoded.costs, 0
+        for rows in plan(costs, self.limits):
             answer = self.answer(encoded.batch(rows))
             logits[rows], head_logits[rows] = answer.logits, answer.head_logits
-        return Outputs(logits, head_logits)
+            padded += len(rows) * int(costs[rows].max())
+        return Outputs(logits, head_logits, padded)
 
     @torch.inference_mode()
     def answer(self, feeds: dict[str, np.ndarray]) -> Outputs:
@@ -95,8 +86,23 @@ class Reference:
 
     def finish(self, outputs: Outputs) -> Predictions:
         """Turn outputs into predictions, as the runner does."""
-        return finish(outputs, task=self.task, labels=self.labels, abstain_above=self.abstain_above)
+        return finish(outputs, self.task)
 
-    def describe(self) -> dict[str, object]:
+    def answer_columns(self, *, with_heads: bool = False, all_probabilities: bool = False) -> list[str]:
+        """The names of the columns that ``table`` gives."""
+        return answer_columns(self.task, heads=self.heads, with_heads=with_heads, all_probabilities=all_probabilities)
+
+    def table(
+        self, predictions: Predictions, *, with_heads: bool = False, all_probabilities: bool = False
+    ) -> dict[str, list[object]]:
+        """Predictions as columns for a file, see ``levi_serving.predictions.table``."""
+        return table(predictions, self.task, with_heads=with_heads, all_probabilities=all_probabilities)
+
+    @property
+    def threads(self) -> int:
+        """torch's, of this process."""
+        return torch.get_num_threads()
+
+    def describe(self) -> dict[str, Any]:
         """What answers."""
-        return {"torch": torch.__version__, "threads": torch.get_num_threads(), "precision": "fp32"}
+        return {"torch": torch.__version__, "threads": self.threads, "precision": "fp32"}

@@ -1,7 +1,6 @@
-"""Train LEVI models on stored taps."""
+"""Train models on rows that are prepared once, on stored taps where the backbone is frozen."""
 
-from levi_deploy.training.baselines import branch_alone, linear_probe
-from levi_deploy.training.checkpoint import Run
+from levi_deploy.training.prepare import Prepared, prepare
 from levi_deploy.training.train import train
 
-__all__ = ["Run", "branch_alone", "linear_probe", "train"]
+__all__ = ["Prepared", "prepare", "train"]

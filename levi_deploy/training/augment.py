@@ -1,4 +1,4 @@
-"""What an image branch is shown in training. Knows no model and no row.
+"""What an image branch is shown in training.
 
 The backbone always sees an image as it is, so its stored taps stay right whatever the branch is shown.
 """

@@ -1,7 +1,4 @@
-"""What is fitted on ID validation once the weights are: a temperature, and where to abstain.
-
-Knows no model and no file.
-"""
+"""What is fitted on ID validation once the weights are: a temperature, and where to abstain."""
 
 from __future__ import annotations
 
@@ -14,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from levi_serving.errors import UsageError
-from levi_serving.predictions import Task
+from levi_serving.predictions import TaskKind
 
 __all__ = ["abstain_above", "temperature"]
 
 _LOW, _HIGH = 0.05, 20.0
 
 
-def temperature(logits: NDArray[np.float32], targets: NDArray[Any], *, task: Task) -> float:
+def temperature(logits: NDArray[np.float32], targets: NDArray[Any], *, kind: TaskKind) -> float:
     """The temperature that makes the average's probabilities most likely (Guo et al. 2017).
 
     Where every row is right, ever smaller temperatures would be ever likelier. So targets are smoothed by
@@ -30,7 +27,7 @@ def temperature(logits: NDArray[np.float32], targets: NDArray[Any], *, task: Tas
     Args:
         logits: the average's, (N, C), before any temperature.
         targets: (N,) class numbers, or (N, C) zeros and ones.
-        task: classification or multilabel.
+        kind: classification or multilabel.
 
     Returns:
         From 0.05 to 20; above 1 where the model was too sure.
@@ -38,14 +35,14 @@ def temperature(logits: NDArray[np.float32], targets: NDArray[Any], *, task: Tas
     Raises:
         UsageError: regression has no probabilities.
     """
-    if task == "regression":
+    if kind == "regression":
         raise UsageError("A temperature calibrates probabilities, and regression has none.")
     scores, answers = torch.from_numpy(logits).double(), torch.from_numpy(targets)
     count, classes = scores.shape
 
     def loss(logarithm: float) -> float:
         scaled = scores / float(np.exp(logarithm))
-        return float(_smoothed(scaled, answers, task, count, classes))
+        return float(_smoothed(scaled, answers, kind, count, classes))
 
     low, high = float(np.log(_LOW)), float(np.log(_HIGH))
     best = 0.0
@@ -77,8 +74,8 @@ def abstain_above(disagreement: NDArray[np.float32], share: float) -> float | No
     return float(np.float32((float(ordered[kept - 1]) + float(ordered[kept])) / 2))
 
 
-def _smoothed(logits: Tensor, targets: Tensor, task: Task, count: int, classes: int) -> Tensor:
-    if task == "classification":
+def _smoothed(logits: Tensor, targets: Tensor, kind: TaskKind, count: int, classes: int) -> Tensor:
+    if kind == "classification":
         return F.cross_entropy(logits, targets, label_smoothing=classes / (count + classes))
     share = 2 / (count + 2)
     return F.binary_cross_entropy_with_logits(logits, targets.double() * (1 - share) + share / 2)

@@ -1,8 +1,8 @@
-"""Fit what trains to stored taps: AdamW, the best epoch by ID validation loss, resumable, reproducible.
+"""The one training loop: AdamW, the best epoch by ID validation loss, resumable, reproducible.
 
-Each epoch draws from (seed, epoch) alone, so a run that was killed and resumed gives the same weights,
-bit for bit on one machine, as one that was not. It knows no files of data; it runs a
-backbone only where adapters in it train.
+What trains is what requires gradients: the ensemble, beside it LoRA's adapters in the backbone, or the whole
+backbone. Each epoch draws from (seed, epoch) alone, so a run that was killed and resumed gives the same weights,
+bit for bit on one machine, as one that was not.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,65 +17,62 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from levi_deploy.config import TrainingConfig
-from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.heads import loss, prediction_loss
-from levi_deploy.model.levi import Ensemble
+from levi_deploy.model.levi import Ensemble, Levi
 from levi_deploy.training.augment import flip_crop
-from levi_deploy.training.taps import Taps
+from levi_deploy.training.prepare import Examples
+from levi_serving import atomic
 from levi_serving.errors import LeviError
-from levi_serving.predictions import Outputs, Task
-from levi_serving.preprocess import Encoded
+from levi_serving.predictions import Outputs, TaskKind
 
-__all__ = ["Examples", "class_weights", "fit", "predict"]
+__all__ = ["class_weights", "cosine", "fit", "linear", "predict"]
 
 _BUCKET = 16  # batches whose rows are sorted by length together, to pad less
+_WARM_UP = 0.05  # share of all steps
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int, int], None]
+Schedule = Callable[[float], float]
+"""The learning rate's share of its highest value, after a share of the steps."""
 
 
-@dataclass(frozen=True)
-class Examples:
-    """N rows with their taps and encoded targets; ``taps`` is None where they are not stored, or not read."""
+def cosine(done: float) -> float:
+    """A linear warm-up over a twentieth of the steps, then a cosine down to a tenth."""
+    rest = max(0.0, done - _WARM_UP) / (1 - _WARM_UP)
+    return min(1.0, done / _WARM_UP) * float(0.55 + 0.45 * np.cos(np.pi * min(1.0, rest)))
 
-    encoded: Encoded
-    taps: Taps | None
-    targets: NDArray[Any]
 
-    def __len__(self) -> int:
-        return len(self.encoded)
-
-    def batch(self, rows: NDArray[np.int64]) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The chosen rows' taps, and their inputs by name."""
-        inputs = {name: torch.from_numpy(array) for name, array in self.encoded.batch(rows).items()}
-        return self.taps.batch(rows) if self.taps is not None else [], inputs
+def linear(done: float) -> float:
+    """A linear warm-up over a twentieth of the steps, and a linear decay to zero over all."""
+    return min(1.0, done / _WARM_UP) * (1 - done)
 
 
 def fit(
-    ensemble: Ensemble,
+    levi: Levi,
     train: Examples,
     validation: Examples,
     config: TrainingConfig,
     *,
     state: Path,
-    on_epoch: Callable[[list[dict[str, Any]]], None],
+    schedule: Schedule = cosine,
+    on_epoch: Callable[[list[dict[str, Any]]], None] = lambda _: None,
     progress: Progress | None = None,
-    backbone: Backbone | None = None,
 ) -> list[dict[str, Any]]:
-    """Train until the validation loss stops falling, and leave the best epoch's weights in ``ensemble``.
+    """Train until the validation loss stops falling, and leave the best epoch's weights in the model.
 
     Args:
-        ensemble: freshly made; regression's shift and scale are set.
+        levi: freshly made. Its backbone runs in every step where the examples' taps are not stored. Regression
+            learns in units of the training targets' mean and spread, which are set here.
         train: training rows.
         validation: ID validation rows; they choose the epoch and nothing else.
-        config: how.
-        state: where the run's state goes after each epoch; one that is there is gone on from.
-        on_epoch: told the history after each epoch.
-        progress: told rows done and all rows, within an epoch.
-        backbone: runs in every step, for examples without stored taps; its adapters train too.
+        config: epochs, rate, batch size, weights of heads and classes, patience, seed.
+        state: a file for everything that is needed to resume; the caller removes it when all is done.
+        schedule: of the learning rate.
+        on_epoch: given the history after each epoch, and once when resuming.
+        progress: given the epoch, its rows done, and all rows.
 
     Returns:
         The history: a record an epoch.
@@ -84,30 +80,46 @@ def fit(
     Raises:
         LeviError: the loss is no longer finite.
     """
+    ensemble = levi.ensemble
+    if ensemble.task.kind == "regression":
+        ensemble.shift.fill_(float(train.targets.mean()))
+        ensemble.scale.fill_(max(float(train.targets.std()), 1e-6))
     weights = torch.tensor(config.head_weights or (1.0,) * len(ensemble.heads))
-    classes = class_weights(train.targets, ensemble.task) if config.class_weights == "balanced" else None
-    trained = nn.ModuleDict({"ensemble": ensemble, **({"backbone": backbone} if backbone is not None else {})})
-    parameters = [p for p in trained.parameters() if p.requires_grad]
-    matrices = [p for p in parameters if p.dim() > 1]
-    rest = [p for p in parameters if p.dim() <= 1]
+    classes = class_weights(train.targets, ensemble.task.kind) if config.class_weights == "balanced" else None
+    parameters = [p for p in levi.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ],
         lr=config.learning_rate,
     )
-    best = {name: tensor.clone() for name, tensor in _weights(trained).items()}
-    history = _resume(state, trained, optimizer, best)
+    best = {name: tensor.clone() for name, tensor in _trained(levi).items()}
+    history = _resume(state, levi, optimizer, best)
     if history:
         on_epoch(history)
     while len(history) < config.epochs and not _finished(history, config.patience):
-        epoch = len(history) + 1
-        started = time.perf_counter()
-        training_loss = _epoch(ensemble, train, config, epoch, optimizer, weights, classes, progress, backbone)
-        outputs = predict(ensemble, validation, backbone=backbone)
-        validation_loss = _validation_loss(outputs, validation.targets, ensemble)
+        epoch, started = len(history) + 1, time.perf_counter()
+        levi.train()
+        torch.manual_seed(config.seed * 1_000_003 + epoch)  # drop-out
+        batches = _batches(train.encoded.costs, config.batch_size, np.random.default_rng([config.seed, epoch]))
+        total, done = 0.0, 0
+        for step, rows in enumerate(batches, start=(epoch - 1) * len(batches)):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * schedule((step + 1) / (config.epochs * len(batches)))
+            value = _loss(levi, train, rows, config, weights, classes)
+            optimizer.zero_grad()
+            torch.autograd.backward(value)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            total, done = total + value.item() * len(rows), done + len(rows)
+            if progress is not None:
+                progress(epoch, done, len(train))
+        training_loss, validation_loss = total / done, _validation_loss(levi, validation)
         if not np.isfinite([training_loss, validation_loss]).all():
             raise LeviError(
                 f"The loss of epoch {epoch} is {training_loss} in training and {validation_loss} in validation: "
-                "training has diverged. Lower --learning-rate, and look for extreme values in the targets."
+                "training has diverged. Lower `learning_rate`, and look for extreme values in the targets."
             )
         history.append(
             {
@@ -119,50 +131,86 @@ def fit(
             }
         )
         if _best(history) == epoch:
-            best = {name: tensor.clone() for name, tensor in _weights(trained).items()}
-        _save(state, trained, optimizer, best, history)
+            best = {name: tensor.clone() for name, tensor in _trained(levi).items()}
+        _save(state, levi, optimizer, best, history)
         on_epoch(history)
-    trained.load_state_dict(best, strict=False)
-    ensemble.eval()
+    levi.load_state_dict(best, strict=False)
+    levi.eval()
     return history
 
 
-def _weights(trained: nn.Module) -> dict[str, Tensor]:
-    """All that trains, and the ensemble's buffers: of a backbone its adapters alone."""
-    state: dict[str, Tensor] = trained.state_dict()
-    return {name: tensor for name, tensor in state.items() if name.startswith("ensemble.") or "lora_" in name}
+def _loss(
+    levi: Levi,
+    train: Examples,
+    rows: NDArray[np.int64],
+    config: TrainingConfig,
+    weights: Tensor,
+    classes: Tensor | None,
+) -> Tensor:
+    """The training loss of a batch, in units of the targets' spread."""
+    ensemble = levi.ensemble
+    pooled, inputs = _pooled(levi, train, rows)
+    if config.augment != "none" and "pixel_values" in inputs:
+        inputs["pixel_values"] = flip_crop(inputs["pixel_values"])  # the branches' view: the taps are stored
+    _, head_logits = ensemble.combine(pooled, inputs)
+    targets = torch.from_numpy(train.targets[rows])
+    return loss(head_logits, targets, ensemble.task.kind, weights, classes) / ensemble.scale**2
 
 
-def _pooled(
-    ensemble: Ensemble, backbone: Backbone | None, examples: Examples, rows: NDArray[np.int64]
-) -> tuple[list[Tensor], dict[str, Tensor]]:
+def _pooled(levi: Levi, examples: Examples, rows: NDArray[np.int64]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The chosen rows' pooled taps, stored or computed now, and their inputs."""
     taps, inputs = examples.batch(rows)
-    if backbone is not None:
-        taps = backbone(inputs)
+    if examples.taps is None and levi.backbone is not None:
+        taps = levi.backbone(inputs)
     fixed = examples.taps is not None and examples.taps.fixed
-    return taps if fixed else ensemble.pool(taps, inputs), inputs
+    return taps if fixed else levi.ensemble.pool(taps, inputs), inputs
 
 
-def class_weights(targets: NDArray[Any], task: Task) -> Tensor:
+@torch.inference_mode()
+def predict(levi: Levi, examples: Examples, *, batch_size: int = 256) -> Outputs:
+    """Answer N rows, from their stored taps where they have them: logits (N, C), head logits (N, K, C)."""
+    levi.eval()
+    parts: dict[int, tuple[Tensor, Tensor]] = {}
+    order = np.argsort(examples.encoded.costs, kind="stable")
+    for start in range(0, len(order), batch_size):
+        pooled, inputs = _pooled(levi, examples, order[start : start + batch_size])
+        parts[start] = levi.ensemble.combine(pooled, inputs)
+    back = np.argsort(order, kind="stable")
+    logits = torch.cat([logits for logits, _ in parts.values()]).numpy()[back]
+    head_logits = torch.cat([head_logits for _, head_logits in parts.values()]).numpy()[back]
+    return Outputs(logits, head_logits)
+
+
+def _validation_loss(levi: Levi, validation: Examples) -> float:
+    """The loss of the average, in the units of training."""
+    ensemble: Ensemble = levi.ensemble
+    logits = torch.from_numpy(predict(levi, validation).logits)
+    value = prediction_loss(logits, torch.from_numpy(validation.targets), ensemble.task.kind)
+    return float(value / ensemble.scale**2)
+
+
+def class_weights(targets: NDArray[Any], kind: TaskKind) -> Tensor:
     """What makes every class weigh the same, from the training rows.
 
     Classification: N / (C · n_c) for a class of n_c rows (King and Zeng 2001). Multilabel: rows without a
     label over rows with it, the weight of its presence.
     """
-    if task == "classification":
+    if kind == "classification":
         counts = np.bincount(targets)
         return torch.from_numpy(len(targets) / (len(counts) * np.maximum(counts, 1))).float()
     there = targets.sum(axis=0)
     return torch.from_numpy((len(targets) - there) / np.maximum(there, 1)).float()
 
 
-def _rate(step: int, steps: int) -> float:
-    """A short linear warm-up, then a cosine down to a tenth."""
-    warm = max(1, steps // 20)
-    if step < warm:
-        return (step + 1) / warm
-    return float(0.55 + 0.45 * np.cos(np.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+def _batches(costs: NDArray[np.int64], size: int, order: np.random.Generator) -> list[NDArray[np.int64]]:
+    """A random order of rows, sorted by length only within a bucket of batches, batches shuffled again."""
+    rows = order.permutation(len(costs))
+    batches = []
+    for start in range(0, len(rows), size * _BUCKET):
+        bucket = rows[start : start + size * _BUCKET]
+        bucket = bucket[np.argsort(costs[bucket], kind="stable")]
+        batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
+    return [batches[i] for i in order.permutation(len(batches))]
 
 
 def _best(history: list[dict[str, Any]]) -> int:
@@ -173,100 +221,31 @@ def _finished(history: list[dict[str, Any]], patience: int) -> bool:
     return bool(history) and len(history) - _best(history) >= patience
 
 
-def _epoch(
-    ensemble: Ensemble,
-    train: Examples,
-    config: TrainingConfig,
-    epoch: int,
-    optimizer: torch.optim.Optimizer,
-    weights: Tensor,
-    classes: Tensor | None,
-    progress: Progress | None,
-    backbone: Backbone | None,
-) -> float:
-    ensemble.train()
-    torch.manual_seed(config.seed * 1_000_003 + epoch)  # drop-out
-    order = np.random.default_rng([config.seed, epoch])
-    batches = _batches(train.encoded.lengths, config.batch_size, order)
-    total, done = 0.0, 0
-    for step, rows in enumerate(batches, start=(epoch - 1) * len(batches)):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _rate(step, config.epochs * len(batches))
-        pooled, inputs = _pooled(ensemble, backbone, train, rows)
-        if config.augment != "none" and "pixel_values" in inputs:
-            inputs["pixel_values"] = flip_crop(inputs["pixel_values"])  # the branches' view: the taps are stored
-        _, head_logits = ensemble.combine(pooled, inputs)
-        targets = torch.from_numpy(train.targets[rows])
-        value = loss(head_logits, targets, ensemble.task, weights, classes) / ensemble.scale**2
-        optimizer.zero_grad()
-        torch.autograd.backward(value)
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
-        optimizer.step()
-        total += value.item() * len(rows)
-        done += len(rows)
-        if progress is not None:
-            progress(done, len(train))
-    return total / done
-
-
-def _batches(lengths: NDArray[np.int64], size: int, order: np.random.Generator) -> list[NDArray[np.int64]]:
-    """A random order of rows, sorted by length only within a bucket of batches, batches shuffled again."""
-    rows = order.permutation(len(lengths))
-    batches = []
-    for start in range(0, len(rows), size * _BUCKET):
-        bucket = rows[start : start + size * _BUCKET]
-        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
-        batches += [bucket[i : i + size] for i in range(0, len(bucket), size)]
-    return [batches[i] for i in order.permutation(len(batches))]
-
-
-@torch.inference_mode()
-def predict(
-    ensemble: Ensemble, examples: Examples, *, batch_size: int = 256, backbone: Backbone | None = None
-) -> Outputs:
-    """Answer N rows, from their stored taps where no backbone is given: logits (N, C), head logits (N, K, C)."""
-    ensemble.eval()
-    parts: dict[int, tuple[Tensor, Tensor]] = {}
-    order = np.argsort(examples.encoded.lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        pooled, inputs = _pooled(ensemble, backbone, examples, rows)
-        parts[start] = ensemble.combine(pooled, inputs)
-    back = np.argsort(order, kind="stable")
-    logits = torch.cat([logits for logits, _ in parts.values()]).numpy()[back]
-    head_logits = torch.cat([head_logits for _, head_logits in parts.values()]).numpy()[back]
-    return Outputs(logits, head_logits)
-
-
-def _validation_loss(outputs: Outputs, targets: NDArray[Any], ensemble: Ensemble) -> float:
-    """The loss of the average, in the units of training."""
-    value = prediction_loss(torch.from_numpy(outputs.logits), torch.from_numpy(targets), ensemble.task)
-    return float(value / ensemble.scale**2)
+def _trained(levi: Levi) -> dict[str, Tensor]:
+    """All that training changes: the ensemble, its buffers too, and what trains of the backbone."""
+    whole = levi.backbone is not None and levi.backbone.unfrozen
+    trains = {name for name, parameter in levi.named_parameters() if parameter.requires_grad}
+    state: dict[str, Tensor] = levi.state_dict()
+    return {name: t for name, t in state.items() if whole or name in trains or name.startswith("ensemble.")}
 
 
 def _save(
     state: Path,
-    trained: nn.Module,
+    levi: Levi,
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
     history: list[dict[str, Any]],
 ) -> None:
-    """Write all of the state as one file, aside and renamed: it is whole or it is the epoch before."""
-    tensors = {f"weights/{name}": tensor for name, tensor in _weights(trained).items()}
+    """Write all of the state as one file: it is whole, or it is the epoch before."""
+    # Cloned: of weights that share memory, as tied embeddings do, safetensors would refuse the second.
+    tensors = {f"weights/{name}": tensor.clone() for name, tensor in _trained(levi).items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in moments.items()}
-    aside = state.with_suffix(".partial")
-    save_file(tensors, aside, metadata={"history": json.dumps(history)})
-    aside.replace(state)
+    atomic.write(state, save(tensors, metadata={"history": json.dumps(history)}))
 
 
-def _resume(
-    state: Path,
-    trained: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    best: dict[str, Tensor],
-) -> list[dict[str, Any]]:
+def _resume(state: Path, levi: Levi, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Take everything up where the state file left it; an empty history where there is none."""
     if not state.is_file():
         return []
@@ -281,6 +260,6 @@ def _resume(
                 moments.setdefault(int(number), {})[name] = file.get_tensor(key)
             else:
                 {"weights": weights, "best": best}[kind][name] = file.get_tensor(key)
-    trained.load_state_dict(weights, strict=False)
+    levi.load_state_dict(weights, strict=False)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return history

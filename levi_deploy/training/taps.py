@@ -2,15 +2,13 @@
 
 A row's taps never change, so every epoch, seed and ablation after the first reads them from disk,
 memory-mapped, a file a tap. Fixed pooling keeps (N, D) in float32; attention pooling keeps tokens in
-float16: a text's real ones, ragged, no padding stored, and all of an image's. It knows no targets and
-nothing of how they are used.
+float16: a text's real ones, ragged, no padding stored, and all of an image's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -26,24 +24,17 @@ from torch import Tensor
 from levi_deploy.config import Pooling
 from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.pooling import FixedPooling
-from levi_serving.batching import plan
+from levi_serving.engine.batching import Limits, plan
 from levi_serving.errors import LeviError, UsageError
-from levi_serving.preprocess import Encoded
+from levi_serving.rows.preprocess import Encoded
 
-__all__ = ["Taps", "cache_folder", "compute"]
+__all__ = ["Taps", "compute"]
 
 _VERSION = 2
 _ABOUT = "about.json"
-_BATCH_TOKENS = 2048  # fits a CPU's caches; larger batches were slower
+_LIMITS = Limits(tokens=2048, rows=512)  # fits a CPU's caches; larger batches were slower
 
 Progress = Callable[[int, int], None]
-
-
-def cache_folder() -> Path:
-    """Where taps are kept: ``LEVI_CACHE``, or ``levi-deploy`` in the user's cache folder."""
-    if folder := os.environ.get("LEVI_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "levi-deploy"
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,7 @@ def compute(
         encoded: the rows.
         pooling: fixed poolings are applied before storing.
         folder: the cache. An entry is complete or not there: it is written aside and renamed.
-        progress: told rows done and N, after each batch.
+        progress: given rows done and N, after each batch.
 
     Raises:
         UsageError: the disk has no room for the entry.
@@ -157,7 +148,7 @@ class _Store:
         if needed > 0.95 * (free := shutil.disk_usage(self.folder).free):
             raise UsageError(
                 f"The taps of {count} rows need {needed / 1e9:.1f} GB, but {self.folder.parent} has {free / 1e9:.1f} "
-                "GB free. Point LEVI_CACHE to a larger disk, tap fewer layers, or use --pooling mean."
+                "GB free. Point LEVI_CACHE to a larger disk, tap fewer layers, or set `pooling` to mean."
             )
         self.values = [
             np.memmap(_file(self.folder, k), dtype=dtype, mode="w+", shape=shape) for k, shape in enumerate(shapes)
@@ -177,7 +168,7 @@ class _Store:
                 if not torch.isfinite(tap).all():
                     raise LeviError(
                         "A hidden state of this backbone is too large for float16, in which attention pooling stores "
-                        "tokens. Use --pooling mean, first or last, which store float32."
+                        "tokens. Set `pooling` to mean, first or last, which store float32."
                     )
             values[places] = tap.numpy()
 
@@ -195,7 +186,7 @@ def _fill(store: _Store, backbone: Backbone, encoded: Encoded, pooling: Pooling,
     text = backbone.identity.modality == "text"
     tokens = encoded.tokens
     done = 0
-    for rows in plan(encoded.lengths, max_tokens=_BATCH_TOKENS, max_rows=512):
+    for rows in plan(encoded.costs, _LIMITS):
         feeds = {name: torch.from_numpy(array) for name, array in encoded.batch(rows).items()}
         hidden = backbone(feeds)  # K × (B, T, D)
         mask = feeds["attention_mask"] if text else None

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
+from levi_serving import atomic
 from levi_serving.errors import BundleError
 from levi_serving.predictions import Task
-from levi_serving.preprocess import Preprocessing
+from levi_serving.rows.preprocess import Preprocessing
 
 __all__ = [
     "CARD",
@@ -27,8 +28,8 @@ __all__ = [
     "REAL_ROWS",
     "WEIGHTS",
     "Bundle",
-    "Graph",
     "GraphDevice",
+    "GraphFile",
     "Manifest",
     "Precision",
     "Tensor",
@@ -47,9 +48,10 @@ CERTIFICATE = "parity.json"
 CARD = "README.md"
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int4"]
-"""What the backbone computes in (int4: what its weights are stored in); heads and average are fp32 always."""
+"""What the backbone computes in (int4: what its weights are stored in); heads and average always use fp32."""
 
 GraphDevice = Literal["any", "cpu", "cuda"]
+"""What a graph is made for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,13 @@ class Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Graph:
-    """One graph of the model.
+class GraphFile:
+    """The manifest's entry for one graph of the model.
 
     Attributes:
         file: its name in the bundle; its weights lie beside it, in a file that graphs may share.
         precision: of the backbone.
-        device: what it is made for; ``any`` has standard operators alone.
+        device: what it is made for; ``any`` has only standard operators.
         opset: of ONNX's own operators.
         changes: what was cut, fused or quantised after tracing, and how often.
     """
@@ -92,8 +94,7 @@ class Manifest:
     """What ``levi.json`` says.
 
     Attributes:
-        task: classification, multilabel or regression.
-        labels: the C output names; for regression the target's name.
+        task: what it answers.
         preprocessing: how rows become the graph's inputs.
         inputs: the graph's inputs.
         outputs: the graph's outputs: ``logits`` and ``head_logits``.
@@ -103,30 +104,32 @@ class Manifest:
         graphs: the graphs of this one model, in order of preference.
         provenance: backbone name and digest, package versions, data digest, metrics.
         files: SHA-256 of every other file in the folder, by name.
-        abstain_above: the disagreement above which the model abstains; None where it never does.
     """
 
     task: Task
-    labels: tuple[str, ...]
     preprocessing: Preprocessing
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     average: Literal["logits", "probabilities"]
     taps: tuple[int, ...]
     model: Mapping[str, Any]
-    graphs: tuple[Graph, ...]
+    graphs: tuple[GraphFile, ...]
     provenance: Mapping[str, Any]
     files: Mapping[str, str] = field(default_factory=dict)
-    abstain_above: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The file's content without its version and digest, as plain values."""
+        task = {"task": self.task.kind, "labels": self.task.labels, "abstain_above": self.task.abstain_above}
+        return asdict(self) | task
 
     @property
     def digest(self) -> str:
         """SHA-256 of everything the manifest says, and so of the whole bundle."""
-        return hashlib.sha256(_canonical(asdict(self))).hexdigest()
+        return hashlib.sha256(_canonical(self.to_dict())).hexdigest()
 
     def to_json(self) -> str:
         """Write it out, version first, digest last."""
-        document = {"format_version": FORMAT_VERSION, **asdict(self), "digest": self.digest}
+        document = {"format_version": FORMAT_VERSION, **self.to_dict(), "digest": self.digest}
         return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -164,15 +167,20 @@ class Manifest:
                 "A bundle is not edited by hand; export the run again."
             )
         try:
+            task = Task(
+                kind=document.pop("task"),
+                labels=tuple(document.pop("labels")),
+                abstain_above=document.pop("abstain_above"),
+            )
             return cls(
                 **{
                     **document,
-                    "labels": tuple(document["labels"]),
+                    "task": task,
                     "taps": tuple(document["taps"]),
                     "preprocessing": Preprocessing.from_json(document["preprocessing"]),
                     "inputs": _tensors(document["inputs"]),
                     "outputs": _tensors(document["outputs"]),
-                    "graphs": tuple(Graph(**graph) for graph in document["graphs"]),
+                    "graphs": tuple(GraphFile(**graph) for graph in document["graphs"]),
                 }
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -216,7 +224,7 @@ class Bundle:
 
     @classmethod
     def read(cls, folder: Path | str) -> Self:
-        """Read a bundle's manifest alone; nothing of it is to be believed before ``check``.
+        """Read only a bundle's manifest. Its files are not compared with their digests before ``check``.
 
         Raises:
             BundleError: it is no bundle, or of a newer version.
@@ -237,7 +245,7 @@ class Bundle:
         return cls(folder, Manifest.from_json(text, name=str(folder / MANIFEST)))
 
     def check(self) -> None:
-        """Hold every file against its digest.
+        """Compare every file with its digest.
 
         Raises:
             BundleError: which file is wrong, what was found, what was expected, what to do.
@@ -254,16 +262,20 @@ class Bundle:
 
     @classmethod
     def write(cls, folder: Path, manifest: Manifest) -> Self:
-        """Seal a folder: digest every file in it and write the manifest."""
+        """Seal a folder: digest every file in it and write the manifest, last and whole."""
         files = {
             path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != MANIFEST
         }
         sealed = replace(manifest, files=files)
-        (folder / MANIFEST).write_text(sealed.to_json(), encoding="utf-8")
+        atomic.write(folder / MANIFEST, sealed.to_json())
         return cls(folder, sealed)
 
-    def graph(self, precision: str | None = None, *, device: str = "cpu") -> Graph:
-        """The first graph for a device, of a precision where one is asked for.
+    def graph(self, precision: str | None = None, *, device: str = "cpu") -> GraphFile:
+        """The first graph that runs on a device.
+
+        Args:
+            precision: of the graph; any when None.
+            device: ``cpu``, ``cuda`` or ``tensorrt``.
 
         Raises:
             BundleError: the bundle has no such graph.
@@ -273,8 +285,8 @@ class Bundle:
                 return graph
         there = ", ".join(f"{g.precision} for {g.device} device" for g in self.manifest.graphs)
         raise BundleError(
-            f"{self.folder} has no {precision or ''} graph for the device {device!r}; it has {there}. "
-            "Ask for one of these, or export the run again with --precision."
+            f"{self.folder} has no {f'{precision} ' if precision else ''}graph for the device {device!r}; it has "
+            f"{there}. Choose one of these, or export the run again with other precisions."
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Every error a user can meet, as one tree. Knows nothing of what raises them.
+"""Every error a user can meet, as one tree.
 
 LeviError                 1   something went wrong at run time
 ├── UsageError            2   an option or a configuration is wrong
@@ -9,14 +9,20 @@ LeviError                 1   something went wrong at run time
 ├── MissingExtraError     1   an optional dependency is not installed
 ├── ParityError           3   the graph does not answer as the model does
 ├── BenchmarkError        4   a measurement is invalid or unstable
-├── ProviderError         5   the execution provider asked for is not there
-└── RowsFailedError            6   the work is finished, but some rows could not be used
+├── ProviderError         5   the requested execution provider is not there
+└── RowsFailedError       6   the work is finished, but some rows could not be used
 
 The number is the exit code of the ``levi`` command. Each message says what was found and where,
 what was expected, and what to do next.
+
+A message names an argument as the function that takes it does, in backticks: "`taps` is 0; expected …". A host
+whose users write something else (an option, the field of a request) puts its own names there: ``LeviError.named``.
 """
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
 
 __all__ = [
     "BenchmarkError",
@@ -37,6 +43,18 @@ class LeviError(Exception):
     """The root: anything levi-deploy refuses or fails to do."""
 
     exit_code = 1
+
+    def named(self, names: Mapping[str, str]) -> str:
+        """The message with a host's own names for the arguments in it.
+
+        Args:
+            names: by argument; one that is missing stays as it is, in backticks.
+
+        Example:
+            >>> UsageError("`taps` is 0; expected a number from 1.").named({"taps": "--taps"})
+            '--taps is 0; expected a number from 1.'
+        """
+        return re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[0]), str(self))
 
 
 class UsageError(LeviError):
@@ -96,7 +114,7 @@ class BenchmarkError(LeviError):
 
 
 class ProviderError(LeviError):
-    """The execution provider asked for is not available or not in use."""
+    """The requested execution provider is not available or not in use."""
 
     exit_code = 5
 

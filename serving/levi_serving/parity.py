@@ -1,53 +1,64 @@
-"""The proof that a bundle answers as its model does: golden rows, and the comparison that judges them.
+"""The proof that a bundle answers as its model does: golden rows, and the judge that compares answers with them.
 
 ``levi export`` writes golden rows with the torch model's own answers and calls ``replay``; ``levi verify``
 calls the same ``replay`` on any machine, without torch. So what is proven is what serves: the graph,
-the tokenizer, the labels and this runner together. It knows no torch and does not make references.
+the tokenizer, the labels and this runner together. The reference answers are made in ``levi_export.golden``.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from levi_serving.bundle import GOLDEN, REAL_ROWS, Bundle, Graph, read_certificate
+from levi_serving import atomic
+from levi_serving.bundle import GOLDEN, REAL_ROWS, Bundle, read_certificate
+from levi_serving.engine.runner import Runner
+from levi_serving.engine.session import Device, settle
 from levi_serving.errors import BundleError, ParityError, ProviderError
-from levi_serving.predictions import Outputs, Task
-from levi_serving.preprocess import Encoded, Preprocessing, Row, rows_from_json, rows_to_json
-from levi_serving.runner import Runner
-from levi_serving.session import Device, settle
+from levi_serving.predictions import Outputs, TaskKind
+from levi_serving.rows.preprocess import Encoded, Preprocessing, Row, rows_from_json, rows_to_json
 
-__all__ = ["Case", "Golden", "RealRows", "Standard", "agreement", "replay", "standard", "verify"]
+__all__ = ["Case", "Golden", "RealRows", "Tolerance", "agreement", "real_answers", "replay", "verify"]
 
 _ALIKE = 0.1  # regression: a value this near, in standard deviations of the reference's, is the same prediction
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standard:
-    """What a graph must hold.
+class Tolerance:
+    """How far a graph's answers may lie from the reference's.
 
     Attributes:
-        tolerance: the largest error of any logit, as a share of the reference logits' standard deviation;
+        max_error: the largest error of any logit, as a share of the reference logits' standard deviation;
             None where rounding is coarse and only predictions are judged.
         min_agreement: the least share of real rows with the reference's prediction.
     """
 
-    tolerance: float | None
+    max_error: float | None
     min_agreement: float
 
+    @classmethod
+    def of(cls, precision: str, *, min_agreement: float = 0.95) -> Self:
+        """A precision's own: fp32 must keep every prediction, a less precise graph the share ``min_agreement``."""
+        if precision == "fp32":
+            return cls(max_error=1e-4, min_agreement=1.0)
+        return cls(max_error=1e-2 if precision in ("fp16", "bf16") else None, min_agreement=min_agreement)
 
-def standard(precision: str, *, min_agreement: float = 0.95) -> Standard:
-    """What is asked of a precision: of fp32 every class, of less precise ones a share of them."""
-    if precision == "fp32":
-        return Standard(tolerance=1e-4, min_agreement=1.0)
-    return Standard(tolerance=1e-2 if precision in ("fp16", "bf16") else None, min_agreement=min_agreement)
+    @classmethod
+    def of_certificate(cls, certificate: Mapping[str, Any]) -> Self:
+        """The one that a graph was exported with."""
+        stated = certificate["standard"]
+        return cls(max_error=stated["tolerance"], min_agreement=stated["min_agreement"])
+
+    def to_dict(self) -> dict[str, float | None]:
+        """The certificate's entry ``standard``, under the names of format 1."""
+        return {"tolerance": self.max_error, "min_agreement": self.min_agreement}
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class Case:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """Rows, and for text its length and whether any row is shorter."""
+        """Its ``batch`` of B rows; for text the ``length`` of T tokens and whether any row is ``padded`` to it."""
         if "attention_mask" not in self.feeds:
             return {"batch": len(self.rows)}
         mask = self.feeds["attention_mask"]
@@ -78,8 +89,8 @@ class Golden:
     """Real rows and shapes with the torch model's answers.
 
     Attributes:
-        rows: N rows as a caller hands them over.
-        encoded: their arrays as at training.
+        rows: N rows as a caller passes them.
+        encoded: their arrays, as preprocessed in training.
         reference: the torch model's outputs, each row computed alone.
         predictions: the prediction column for each row, from the reference.
         cases: batches over many shapes.
@@ -92,7 +103,7 @@ class Golden:
     cases: Sequence[Case]
 
     def save(self, path: Path) -> None:
-        """Write everything as arrays; rows as JSON in bytes, so nothing is ever unpickled."""
+        """Write everything as arrays; rows as JSON in bytes, so that reading never unpickles."""
         arrays: dict[str, NDArray[Any]] = {
             "rows": _packed(rows_to_json(self.rows, self.encoded.settings)),
             "predictions": _packed(json.dumps(list(self.predictions), ensure_ascii=False)),
@@ -106,14 +117,15 @@ class Golden:
             arrays[f"case_{n}/rows"] = case.rows
             arrays[f"case_{n}/logits"] = case.reference.logits
             arrays[f"case_{n}/head_logits"] = case.reference.head_logits
-        np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # its last parameter is a flag
+        with atomic.replacing(path) as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its last parameter is a flag
 
     @classmethod
     def load(cls, path: Path, settings: Preprocessing) -> Self:
-        """Read it back.
+        """Read what ``save`` wrote.
 
         Raises:
-            BundleError: the file is damaged or holds something else.
+            BundleError: the file is missing, damaged or holds something else.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -140,10 +152,10 @@ class Golden:
 
 @dataclass(frozen=True)
 class RealRows:
-    """More rows than the golden ones, to count the predictions in which a less precise graph agrees.
+    """More rows than the golden ones, on which a less precise graph's predictions are counted.
 
     Attributes:
-        rows: N rows as a caller hands them over.
+        rows: N rows as a caller passes them.
         reference: the torch model's outputs for them.
     """
 
@@ -152,12 +164,13 @@ class RealRows:
 
     def save(self, path: Path, settings: Preprocessing) -> None:
         """Write them as ``Golden`` is written."""
-        rows = _packed(rows_to_json(self.rows, settings))
-        np.savez_compressed(path, rows=rows, logits=self.reference.logits, head_logits=self.reference.head_logits)
+        rows, reference = _packed(rows_to_json(self.rows, settings)), self.reference
+        with atomic.replacing(path) as file:
+            np.savez_compressed(file, rows=rows, logits=reference.logits, head_logits=reference.head_logits)
 
     @classmethod
     def load(cls, path: Path, settings: Preprocessing) -> Self:
-        """Read them back.
+        """Read what ``save`` wrote.
 
         Raises:
             BundleError: the file is missing, damaged or holds something else.
@@ -181,13 +194,13 @@ def _below(arrays: dict[str, NDArray[Any]], prefix: str) -> dict[str, NDArray[An
 def verify(
     bundle: Path | str, *, device: Device = "auto", threads: int | None = None, precision: str | None = None
 ) -> dict[str, Any]:
-    """Replay a bundle's proof on this machine, without torch: of every graph that can run here.
+    """Replay a bundle's proof on this machine, without torch, for every graph that can run here.
 
     Args:
         bundle: the folder.
-        device: where graphs run; ``auto`` runs those made for the CPU there, beside a GPU too.
-        threads: of one run; the usable cores when None.
-        precision: only the graphs of this one.
+        device: where graphs run; ``auto`` runs those made for the CPU there, also on a machine with a GPU.
+        threads: for one batch; the usable cores when None.
+        precision: only graphs of this precision; all when None.
 
     Returns:
         ``graphs``: by file, the certificate as measured here, in the form of ``parity.json``;
@@ -203,7 +216,7 @@ def verify(
     here = settle(device)
     graphs = [graph for graph in manifest.graphs if precision in (None, graph.precision)]
     if not graphs:
-        opened.graph(precision)
+        opened.graph(precision)  # raises, and lists those that are there
     golden = Golden.load(folder / GOLDEN, manifest.preprocessing)
     certificates, not_run = {}, {}
     for graph in graphs:
@@ -212,8 +225,8 @@ def verify(
             not_run[graph.file] = f"it is made for {graph.device}, and the device here is {own}"
             continue
         runner = Runner(folder, device=own, threads=threads, graph=graph)
-        stated = read_certificate(folder, graph.file)["standard"]
-        certificates[graph.file] = replay(runner, golden, Standard(**stated), real=answer(runner, graph))
+        tolerance = Tolerance.of_certificate(read_certificate(folder, graph.file))
+        certificates[graph.file] = replay(runner, golden, tolerance, real=real_answers(runner))
     if not certificates:
         reasons = "; ".join(f"{file}: {why}" for file, why in not_run.items())
         raise ProviderError(
@@ -222,26 +235,26 @@ def verify(
     return {"graphs": certificates, "not_run": not_run}
 
 
-def answer(runner: Runner, graph: Graph) -> tuple[Outputs, Outputs] | None:
-    """The reference's answers and this runner's, for the bundle's real rows; None for fp32, which needs none."""
-    if graph.precision == "fp32":
+def real_answers(runner: Runner) -> tuple[Outputs, Outputs] | None:
+    """The reference's answers to the bundle's real rows, and the runner's; None for an fp32 graph, which needs none."""
+    if runner.graph.precision == "fp32":
         return None
     real = RealRows.load(runner.bundle.folder / REAL_ROWS, runner.preprocessor.settings)
     return real.reference, runner.run(runner.prepare(real.rows))
 
 
 def replay(
-    runner: Runner, golden: Golden, asked: Standard, *, real: tuple[Outputs, Outputs] | None = None
+    runner: Runner, golden: Golden, tolerance: Tolerance, *, real: tuple[Outputs, Outputs] | None = None
 ) -> dict[str, Any]:
     """Compare a runner with the reference: values at many shapes, then whole rows.
 
-    An error is judged by its size against the spread (standard deviation) of the reference logits. Where
-    every prediction must be the reference's, that is asked at every shape; a share is asked of real rows.
+    An error is measured in standard deviations of the reference logits. A tolerance that wants every prediction
+    kept is applied at every shape; one that wants a share of them, to the real rows.
 
     Args:
         runner: on the graph to judge.
         golden: rows and shapes with the reference's answers.
-        asked: what it must hold.
+        tolerance: how far the graph's answers may lie from them.
         real: the reference's answers to more real rows, and the runner's.
 
     Returns:
@@ -250,16 +263,17 @@ def replay(
     Raises:
         ParityError: listing every failed check.
     """
-    failures: list[str] = []  # names and shapes were held against the manifest when the runner was made
-    spread = _spread(golden.reference.logits)
+    failures: list[str] = []  # the runner has already compared names and shapes with the manifest
+    deviation = _deviation(golden.reference.logits)
     shapes = []
     for case in golden.cases:
         answers = runner.session.run(case.feeds)
-        measured = _compare(Outputs(answers["logits"], answers["head_logits"]), case.reference, runner, spread)
+        found = Outputs(answers["logits"], answers["head_logits"])
+        measured = _errors(found, case.reference, runner.task.kind, deviation)
         shape = case.shape
         shapes.append({**shape, **measured})
         what = f"batch {shape['batch']}" + (f" x length {shape['length']}" if "length" in shape else "")
-        failures += _judged(measured, what, asked)
+        failures += _judged(measured, what, tolerance)
 
     encoded = runner.prepare(golden.rows)
     failures += [
@@ -268,13 +282,13 @@ def replay(
         if count
     ]
     batched = runner.run(encoded)
-    end_to_end = _compare(batched, golden.reference, runner, spread)
-    failures += _judged(end_to_end, f"{len(golden.rows)} whole rows", asked)
+    end_to_end = _errors(batched, golden.reference, runner.task.kind, deviation)
+    failures += _judged(end_to_end, f"{len(golden.rows)} whole rows", tolerance)
     predictions = runner.table(runner.finish(batched))["prediction"]
     names = list(golden.predictions)
-    same = _same(batched.logits, golden.reference.logits, runner.task)
+    same = _same(batched.logits, golden.reference.logits, runner.task.kind)
     wrong = [n for n, (a, b) in enumerate(zip(predictions, names, strict=True)) if a != b and same[n]]
-    if runner.task != "regression" and wrong:
+    if runner.task.kind != "regression" and wrong:
         failures.append(
             f"{len(wrong)} of {len(predictions)} predictions have another name: golden row {wrong[0]} is "
             f"{predictions[wrong[0]]!r}, expected {names[wrong[0]]!r}"
@@ -283,23 +297,23 @@ def replay(
     invariance = _largest(np.concatenate([one.logits for one in alone]), batched.logits)
     further = {}
     if real is not None:
-        further["real_rows"] = agreed = agreement(*real, task=runner.task)
-        if not agreed["agreement"] >= asked.min_agreement:
+        further["real_rows"] = agreed = agreement(*real, kind=runner.task.kind)
+        if not agreed["agreement"] >= tolerance.min_agreement:
             failures.append(
                 f"{agreed['agreement']:.1%} of {agreed['count']} real rows keep their prediction, expected "
-                f"{asked.min_agreement:.1%}"
+                f"{tolerance.min_agreement:.1%}"
             )
 
     if failures:
         raise ParityError(_listed(runner, failures))
     return {
         "precision": runner.graph.precision,
-        "standard": asdict(asked),
-        "spread": spread,
+        "standard": tolerance.to_dict(),
+        "spread": deviation,
         "worst_scaled_error": max(m["max_scaled_error"] for m in [*shapes, end_to_end]),
         "rows": {"count": len(golden.rows), **end_to_end},
         **further,
-        "alone_against_batched": {"max_abs_error": invariance, "max_scaled_error": invariance / spread},
+        "alone_against_batched": {"max_abs_error": invariance, "max_scaled_error": invariance / deviation},
         "shapes": shapes,
         "measured_with": {
             "provider": runner.session.provider,
@@ -311,76 +325,81 @@ def replay(
     }
 
 
-def _spread(logits: NDArray[np.float32]) -> float:
+def _deviation(logits: NDArray[np.float32]) -> float:
+    """The unit in which errors are measured: the logits' standard deviation, never 0."""
     return float(max(logits.std(), 1e-6 * np.abs(logits).max(), 1e-12))
 
 
-def agreement(reference: Outputs, found: Outputs, *, task: Task) -> dict[str, Any]:
-    """Over real rows, of the average and of each head: the share that agrees, and the root mean square error.
+def agreement(reference: Outputs, found: Outputs, *, kind: TaskKind) -> dict[str, Any]:
+    """How near two models' answers to the same N rows are, for the average and for each head.
 
-    The error is a share of the spread of the reference's own logits, as is the largest one.
+    Returns:
+        ``count``: N; ``agreement``: the share of rows with the reference's prediction; ``rms_scaled_error``: the
+        root mean square error in standard deviations of the reference's logits; ``heads``: both, for each head.
     """
 
     def error(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-        return float(np.sqrt(((a.astype(np.float64) - b) ** 2).mean())) / _spread(b)
+        return float(np.sqrt(((a.astype(np.float64) - b) ** 2).mean())) / _deviation(b)
 
     heads = range(reference.head_logits.shape[1])
     pairs = [(found.head_logits[:, k], reference.head_logits[:, k]) for k in heads]
     return {
         "count": len(reference.logits),
-        "agreement": float(_same(found.logits, reference.logits, task).mean()),
+        "agreement": float(_same(found.logits, reference.logits, kind).mean()),
         "rms_scaled_error": error(found.logits, reference.logits),
         "heads": {
-            "agreement": [float(_same(a, b, task).mean()) for a, b in pairs],
+            "agreement": [float(_same(a, b, kind).mean()) for a, b in pairs],
             "rms_scaled_error": [error(a, b) for a, b in pairs],
         },
     }
 
 
-def _compare(found: Outputs, reference: Outputs, runner: Runner, spread: float) -> dict[str, float]:
-    """Errors over the average and all heads, and how many rows have the reference's predictions."""
+def _errors(found: Outputs, reference: Outputs, kind: TaskKind, deviation: float) -> dict[str, float]:
+    """Errors over the average and all heads, and the share of rows with the reference's prediction."""
     error = max(_largest(found.logits, reference.logits), _largest(found.head_logits, reference.head_logits))
-    relative = np.abs(found.logits - reference.logits) / np.maximum(np.abs(reference.logits), spread)
+    relative = np.abs(found.logits - reference.logits) / np.maximum(np.abs(reference.logits), deviation)
     return {
         "max_abs_error": error,
-        "max_scaled_error": error / spread,
+        "max_scaled_error": error / deviation,
         "max_rel_error": float(relative.max(initial=0)),
-        "agreement": float(_same(found.logits, reference.logits, runner.task, spread).mean()),
+        "agreement": float(_same(found.logits, reference.logits, kind, deviation).mean()),
     }
 
 
 def _same(
-    found: NDArray[np.float32], reference: NDArray[np.float32], task: Task, spread: float | None = None
+    found: NDArray[np.float32], reference: NDArray[np.float32], kind: TaskKind, deviation: float | None = None
 ) -> NDArray[np.bool_]:
-    """Whether each of N rows has the reference's prediction, from logits (N, C)."""
-    if task == "classification":
+    """(N,) whether each row has the reference's prediction, from logits (N, C)."""
+    if kind == "classification":
         same = found.argmax(axis=1) == reference.argmax(axis=1)
-    elif task == "multilabel":
+    elif kind == "multilabel":
         same = ((found > 0) == (reference > 0)).all(axis=1)
     else:
-        same = (np.abs(found - reference) <= _ALIKE * (spread or _spread(reference))).all(axis=1)
+        same = (np.abs(found - reference) <= _ALIKE * (deviation or _deviation(reference))).all(axis=1)
     return np.asarray(same & np.isfinite(found).all(axis=1))
 
 
 def _largest(found: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    with np.errstate(invalid="ignore"):  # infinity less infinity is no number, and says so below
+    with np.errstate(invalid="ignore"):  # inf - inf is NaN, which the next line takes for an infinite error
         difference = np.abs(found.astype(np.float64) - reference)
     return float("inf") if np.isnan(difference).any() else float(difference.max(initial=0))
 
 
-def _judged(measured: dict[str, Any], what: str, asked: Standard) -> list[str]:
+def _judged(measured: dict[str, Any], what: str, tolerance: Tolerance) -> list[str]:
     failures, error = [], measured["max_scaled_error"]
     if not np.isfinite(error):
         failures.append(f"{what}: an answer is not finite")
-    elif asked.tolerance is not None and error > asked.tolerance:
-        failures.append(f"{what}: largest error {error:.2e} of the logits' spread, allowed {asked.tolerance:.0e}")
-    if asked.min_agreement == 1 and measured["agreement"] < 1:
+    elif tolerance.max_error is not None and error > tolerance.max_error:
+        failures.append(
+            f"{what}: largest error {error:.2e} of the logits' standard deviation, allowed {tolerance.max_error:.0e}"
+        )
+    if tolerance.min_agreement == 1 and measured["agreement"] < 1:
         failures.append(f"{what}: {1 - measured['agreement']:.1%} of the rows have another prediction")
     return failures
 
 
 def _differing(found: Encoded, expected: Encoded) -> dict[str, int]:
-    """Golden rows whose preprocessing gives something else than at training, in words."""
+    """How many golden rows preprocessing turns into other arrays than in training, by what differs."""
     result = {}
     if found.tokens is not None and expected.tokens is not None:
         pairs = zip(map(found.tokens.row, range(len(found))), map(expected.tokens.row, range(len(found))), strict=True)

@@ -1,33 +1,84 @@
-"""From logits to answers: probabilities, labels, disagreement. numpy alone; knows no model and no file.
+"""From logits to answers: probabilities, labels, disagreement. numpy alone.
 
 Evaluation and the runner both finish with this file, so a metric is computed on what is served.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Outputs", "Predictions", "Task", "disagreement", "finish", "probabilities", "table"]
+__all__ = [
+    "Outputs",
+    "Predictions",
+    "Task",
+    "TaskKind",
+    "answer_columns",
+    "disagreement",
+    "finish",
+    "probabilities",
+    "table",
+]
 
-Task = Literal["classification", "multilabel", "regression"]
+TaskKind = Literal["classification", "multilabel", "regression"]
+
+_SHOWN, _WIDEST = 10, 40  # rows, and characters of a prediction, that are printed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a model answers.
+
+    Attributes:
+        kind: what its logits mean.
+        labels: the C output names; for regression the target's name.
+        abstain_above: the disagreement above which it abstains; None where it never does.
+    """
+
+    kind: TaskKind
+    labels: tuple[str, ...]
+    abstain_above: float | None = None
+
+    @property
+    def outputs(self) -> int:
+        """C."""
+        return len(self.labels)
+
+    @property
+    def in_words(self) -> str:
+        """What it answers, in a few words: the labels' names, or their number where there are many."""
+        named = ", ".join(self.labels)
+        return f"{self.kind} of " + (named if len(named) <= _WIDEST else f"{self.outputs} labels")
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the graph answers for N rows: ``logits`` (N, C) and ``head_logits`` (N, K, C), float32."""
+    """What the graph answers for N rows.
+
+    Attributes:
+        logits: (N, C) float32, the heads' average.
+        head_logits: (N, K, C) float32, each adapting layer's own.
+        padded_tokens: positions that were computed for them, padding included, in the units of
+            ``Encoded.costs``; None where what answers does not say.
+    """
 
     logits: NDArray[np.float32]
     head_logits: NDArray[np.float32]
+    padded_tokens: int | None = None
+
+    def take(self, rows: NDArray[Any]) -> Outputs:
+        """The chosen rows' answers, by number or by a mask (N,)."""
+        return Outputs(self.logits[rows], self.head_logits[rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictions:
-    """The answers for N rows.
+    """The answers for N rows: a sequence of N answers, each again Predictions with N = 1. A slice gives several.
 
     Attributes:
         labels: classification: (N,) class names; multilabel: (N, C) booleans, a column a label;
@@ -39,6 +90,13 @@ class Predictions:
         disagreement: (N,) float32, see ``disagreement``.
         abstain: (N,) booleans, whether ``disagreement`` lies above the model's threshold, so that its
             answer should go to someone else. All False where the model has none, as with one head.
+
+    Example:
+        >>> runner.predict(["works well", "broke after a day"])
+           prediction  probability  disagreement  abstain
+        0  positive         0.9836       0.00142    False
+        1  negative         0.9127        0.0213    False
+        2 rows
     """
 
     labels: NDArray[Any]
@@ -51,28 +109,60 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.logits)
 
-    def __getitem__(self, n: int) -> Predictions:
-        """The answer for row n alone, N = 1."""
-        one = slice(n, n + 1)
+    def __iter__(self) -> Iterator[Predictions]:
+        return (self[n] for n in range(len(self)))
+
+    def __getitem__(self, rows: SupportsIndex | slice) -> Predictions:
+        """The answer for one row, N = 1, or for a slice of them.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        if not isinstance(rows, slice):
+            n = range(len(self))[operator.index(rows)]  # counts from the end where it is negative
+            rows = slice(n, n + 1)
         return Predictions(
-            self.labels[one],
-            None if self.probabilities is None else self.probabilities[one],
-            self.logits[one],
-            self.head_logits[one],
-            self.disagreement[one],
-            self.abstain[one],
+            self.labels[rows],
+            None if self.probabilities is None else self.probabilities[rows],
+            self.logits[rows],
+            self.head_logits[rows],
+            self.disagreement[rows],
+            self.abstain[rows],
         )
 
+    def __repr__(self) -> str:
+        first = self[:_SHOWN]
+        columns = {"": [str(n) for n in range(len(first))], "prediction": [_shortened(label) for label in first.labels]}
+        if first.probabilities is not None and first.labels.ndim == 1:
+            columns["probability"] = [f"{p:.4f}" for p in first.probabilities.max(axis=1, initial=0)]
+        columns["disagreement"] = [f"{value:.3g}" for value in first.disagreement]
+        columns["abstain"] = [str(abstains) for abstains in first.abstain]
+        aligned = []
+        for name, cells in columns.items():
+            width = max(map(len, [name, *cells]))
+            aligned.append([c.ljust(width) if name == "prediction" else c.rjust(width) for c in [name, *cells]])
+        lines = ["  ".join(line) for line in zip(*aligned, strict=True)]
+        more = "… " if len(self) > len(first) else ""
+        return "\n".join([*lines, f"{more}{len(self):,} {'row' if len(self) == 1 else 'rows'}"])
 
-def probabilities(logits: NDArray[np.float32], task: Task) -> NDArray[np.float32]:
+
+def _shortened(label: Any) -> str:
+    """One row's answer for people: a class, a number, or which labels hold."""
+    if isinstance(label, np.ndarray):
+        label = "labels " + ", ".join(map(str, label.nonzero()[0])) if label.any() else "no label"
+    text = f"{label:.6g}" if isinstance(label, np.floating) else str(label)
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
+
+
+def probabilities(logits: NDArray[np.float32], kind: TaskKind) -> NDArray[np.float32]:
     """Softmax over the last axis for classification, logistic for multilabel. Any shape (…, C)."""
-    if task == "multilabel":
+    if kind == "multilabel":
         return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), np.float32)  # the logistic, without overflow
     shifted = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
     return np.asarray(shifted / shifted.sum(axis=-1, keepdims=True), np.float32)
 
 
-def disagreement(head_logits: NDArray[np.float32], task: Task) -> NDArray[np.float32]:
+def disagreement(head_logits: NDArray[np.float32], kind: TaskKind) -> NDArray[np.float32]:
     """How much the K heads differ on each row.
 
     Classification: the mutual information H(mean_k p_k) - mean_k H(p_k) in nats, from 0 (all heads
@@ -82,18 +172,18 @@ def disagreement(head_logits: NDArray[np.float32], task: Task) -> NDArray[np.flo
 
     Args:
         head_logits: (N, K, C).
-        task: what the logits mean.
+        kind: what the logits mean.
 
     Returns:
         (N,) float32, never negative.
     """
-    if task == "regression":
+    if kind == "regression":
         return np.asarray(head_logits[:, :, 0].std(axis=1), np.float32)
-    p = probabilities(head_logits, task).astype(np.float64)
-    if task == "multilabel":
+    p = probabilities(head_logits, kind).astype(np.float64)
+    if kind == "multilabel":
         p = np.stack([p, 1 - p], axis=-1)  # (N, K, C, 2): two outcomes a label
     information = _entropy(p.mean(axis=1)) - _entropy(p).mean(axis=1)
-    if task == "multilabel":
+    if kind == "multilabel":
         information = information.mean(axis=-1)
     return np.asarray(np.maximum(information, 0), np.float32)
 
@@ -104,37 +194,35 @@ def _entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return result
 
 
-def finish(outputs: Outputs, *, task: Task, labels: Sequence[str], abstain_above: float | None = None) -> Predictions:
-    """Turn the graph's answers into predictions.
-
-    Args:
-        outputs: for N rows.
-        task: what the logits mean.
-        labels: the C class names; one name, unused, for regression.
-        abstain_above: the disagreement above which the model abstains; it never does when None.
-    """
+def finish(outputs: Outputs, task: Task) -> Predictions:
+    """Turn the graph's answers for N rows into predictions."""
     logits, head_logits = outputs.logits, outputs.head_logits
-    p = None if task == "regression" else probabilities(logits, task)
+    p = None if task.kind == "regression" else probabilities(logits, task.kind)
     answer: NDArray[Any]
-    if task == "classification":
-        answer = np.asarray(labels, dtype=np.str_)[logits.argmax(axis=1)] if len(logits) else np.empty(0, "<U1")
-    elif task == "multilabel":
+    if task.kind == "classification":
+        answer = np.asarray(task.labels, dtype=np.str_)[logits.argmax(axis=1)] if len(logits) else np.empty(0, "<U1")
+    elif task.kind == "multilabel":
         answer = logits > 0  # probability above one half
     else:
         answer = logits[:, 0]
-    apart = disagreement(head_logits, task)
-    return Predictions(
-        answer, p, logits, head_logits, apart, apart > (np.inf if abstain_above is None else abstain_above)
-    )
+    differ = disagreement(head_logits, task.kind)
+    threshold = np.inf if task.abstain_above is None else task.abstain_above
+    return Predictions(answer, p, logits, head_logits, differ, differ > threshold)
+
+
+def answer_columns(task: Task, *, heads: int, with_heads: bool = False, all_probabilities: bool = False) -> list[str]:
+    """The names of the columns that ``table`` gives, for a model of K = ``heads`` adapting layers."""
+    names = ["prediction"]
+    if task.kind == "classification":
+        names.append("probability")
+    if task.kind != "regression" and all_probabilities:
+        names += [f"probability_{label}" for label in task.labels]
+    names += ["disagreement", "abstain"]
+    return names + ([f"head_{k + 1}" for k in range(heads)] if with_heads else [])
 
 
 def table(
-    predictions: Predictions,
-    *,
-    task: Task,
-    labels: Sequence[str],
-    heads: bool = False,
-    all_probabilities: bool = False,
+    predictions: Predictions, task: Task, *, with_heads: bool = False, all_probabilities: bool = False
 ) -> dict[str, list[object]]:
     """Predictions as columns for a file.
 
@@ -142,30 +230,26 @@ def table(
         ``prediction`` (a class name; multilabel: the labels that hold, joined by ``|``; regression: a
         number), ``probability`` of the predicted class (classification), one ``probability_LABEL`` a
         class with ``all_probabilities``, ``disagreement``, ``abstain`` (true or false), and ``head_k`` with
-        each head's own prediction with ``heads``, k = 1 … K by depth.
+        each head's own prediction with ``with_heads``, k = 1 … K by depth.
     """
-    columns: dict[str, list[object]] = {"prediction": _written(predictions.labels, task, labels)}
-    p = predictions.probabilities
-    if p is not None:
-        if task == "classification":
-            columns["probability"] = _rounded(p.max(axis=1, initial=0))
-        if all_probabilities:
-            for c, label in enumerate(labels):
-                columns[f"probability_{label}"] = _rounded(p[:, c])
-    columns["disagreement"] = _rounded(predictions.disagreement)
-    columns["abstain"] = list(predictions.abstain.tolist())
-    if heads:
-        for k in range(predictions.head_logits.shape[1]):
-            own = predictions.head_logits[:, k]
-            answer = finish(Outputs(own, own[:, None]), task=task, labels=labels).labels
-            columns[f"head_{k + 1}"] = _written(answer, task, labels)
-    return columns
+    p, heads = predictions.probabilities, predictions.head_logits.shape[1]
+    columns: list[list[object]] = [_written(predictions.labels, task)]
+    if p is not None and task.kind == "classification":
+        columns.append(_rounded(p.max(axis=1, initial=0)))
+    if p is not None and all_probabilities:
+        columns += [_rounded(p[:, c]) for c in range(task.outputs)]
+    columns += [_rounded(predictions.disagreement), list(predictions.abstain.tolist())]
+    for k in range(heads if with_heads else 0):
+        own = predictions.head_logits[:, k]
+        columns.append(_written(finish(Outputs(own, own[:, None]), task).labels, task))
+    names = answer_columns(task, heads=heads, with_heads=with_heads, all_probabilities=all_probabilities)
+    return dict(zip(names, columns, strict=True))
 
 
-def _written(answer: NDArray[Any], task: Task, labels: Sequence[str]) -> list[object]:
-    if task == "multilabel":
-        return ["|".join(label for label, holds in zip(labels, row, strict=True) if holds) for row in answer]
-    if task == "regression":
+def _written(answer: NDArray[Any], task: Task) -> list[object]:
+    if task.kind == "multilabel":
+        return ["|".join(label for label, holds in zip(task.labels, row, strict=True) if holds) for row in answer]
+    if task.kind == "regression":
         return _rounded(answer)
     return list(answer.tolist())
 

@@ -11,7 +11,7 @@ import pytest
 from families import write
 from typer.testing import CliRunner
 
-from levi_deploy.cli import _in_words, app
+from levi_deploy.cli import app, explain
 
 HEADER = ["text", "label", "score", "topics", "price", "split"]
 
@@ -53,15 +53,15 @@ def images(tmp_path_factory):
     ("options", "edits", "code", "says"),
     [
         ("--taps 2,9", [], 2, "Tap 9 is out of range: .* has 4 layers, so taps go from 0 .* to 4"),
-        ("--taps 7", [], 2, "asks for 7 depths, but .* has 4 layers"),
-        ("--taps 3,1", [], 2, r"taps are \[3, 1\]; expected different depths"),
-        ("--taps none --branch none", [], 2, "no taps and no branch"),
+        ("--taps 7", [], 2, "^Error: --taps is a number of 7 depths, but .* has 4 layers"),
+        ("--taps 3,1", [], 2, r"^Error: --taps are \[3, 1\]; expected different depths"),
+        ("--taps none --branch none", [], 2, r"no taps and no branch.*\. Give --taps or --branch\.$"),
         ("--branch tabular", [], 2, "'tabular' does not fit: it reads what --numeric or --categorical names"),
         ("--branch graph", [], 2, "'graph' does not fit: it reads what --nodes names"),
         ("--branch no.such:Branch", [], 2, "'no.such:Branch' cannot be imported: No module named 'no'"),
         ("--image topics", [], 2, "reads texts, but no such column was named. Give --text"),
         ("--text topics", [("topics", "all", b"\x89PNG")], 1, r"row 1: column 'topics' holds b'.x89PNG' \(bytes\)"),
-        ("--backbone {images}", [], 2, "'text' holds texts, but the backbone 'mobilenet' reads images"),
+        ("--backbone {images}", [], 2, "--text names the column 'text', but the backbone 'mobilenet' reads images"),
         ("", [("label", 9, "z")], 1, "'label' holds 'z', which no training row has; known are x, y"),
         ("", [("label", "all", "x")], 2, "has only the value 'x'; classification needs at least two classes"),
         ("--target topics --task multilabel", [("topics", "all", "")], 2, "'topics' .* has no label at all"),
@@ -71,20 +71,30 @@ def images(tmp_path_factory):
         ("--target score", [("score", 3, float("nan"))], 1, "first row 4: column 'score' holds nan"),
         ("--target score --task regression", [("score", 3, "many")], 1, "'score' holds 'many'; regression needs"),
         ("--target score", [("score", 3, "")], 1, "first row 4: column 'score' is empty"),
-        ("--head-weights 1,2,3", [], 2, r"head_weights has 3 numbers, but there are 2 heads, .* \[1, 3\]"),
-        ("--head-weights 1,two", [], 2, "--head-weights is '1,two'; expected a number for each head"),
-        ("--head-weights 0,0", [], 2, r"head_weights are \[0.0, 0.0\]; expected numbers from 0, not all 0"),
-        ("--target score --class-weights balanced", [], 2, "class_weights is 'balanced', but 'score' holds numbers"),
-        ("--lora 2 --fine-tune 1", [], 2, "fine_tune is 1 and lora is 2: the one trains the whole backbone"),
-        ("--lora 2 --taps none", [], 2, "lora is 2; expected a rank from 1, with taps"),
-        ("--fine-tune 1 --taps none", [], 2, "fine_tune is 1, but there are no taps"),
-        ("--backbone {images} --image text --taps 1 --lora 2", [], 2, "'mobilenet' has no linear layer, and LoRA"),
-        ("--validation-split held_out", [], 2, r"'split' .* has no rows with 'held_out'; it has train \(8\), id_val"),
+        ("--set training.head_weights=[1,2,3]", [], 2, r"head_weights has 3 .* there are 2 heads, .* \[1, 3\]"),
+        ("--set training.head_weights=[1,two]", [], 2, r"training.head_weights is '\[1,two\]'; expected a list"),
+        ("--set training.head_weights=[0,0]", [], 2, r"training.head_weights are \[0.0, 0.0\]; expected"),
+        (
+            "--target score --set training.class_weights=balanced",
+            [],
+            2,
+            "class_weights is 'balanced', but 'score' holds",
+        ),
+        ("--lora 2 --fine-tune 1", [], 2, "^Error: --fine-tune is 1 and --lora is 2: the one trains the"),
+        ("--lora 2 --taps none", [], 2, "^Error: --lora is 2; expected a rank from 1, with taps"),
+        ("--fine-tune 1 --taps none", [], 2, "--fine-tune is given, but .* Give --taps, or leave --fine-tune out"),
+        ("--backbone {images} --image text --taps 1 --lora 2", [], 2, "'mobilenet' has no linear .* Leave --lora out"),
+        (
+            "--set data.validation_split=held_out",
+            [],
+            2,
+            r"'split' .* has no rows with 'held_out'; it has train \(8\), id_val.* Choose with data.validation_split\.",
+        ),
         ("--numeric price", [("price", 3, "dear")], 1, "training rows' column 'price' holds 'dear'; a numeric column"),
         ("--numeric price", [("price", 10, "dear")], 1, "column 'price' holds 'dear'; expected a finite number"),
         ("--numeric price", [("price", "all", "")], 1, "column 'price' has no number in any training row"),
-        ("--abstain-share 1", [], 2, "abstain_share is 1.0; expected from 0 to below 1"),
-        ("--max-length 900", [], 2, "max_length is 900, but .* takes at most 64 tokens"),
+        ("--set training.abstain_share=1", [], 2, "training.abstain_share is 1.0; expected from 0 to below 1"),
+        ("--max-length 900", [], 2, "^Error: --max-length is 900, but .* takes at most 64 tokens"),
     ],
 )
 def test_refused(options, edits, code, says, backbone, images, tmp_path):
@@ -95,7 +105,7 @@ def test_refused(options, edits, code, says, backbone, images, tmp_path):
     arguments = [data, "-o", run, "--cache", cache, "--split-column", "split", "--max-length", 48, *own, *taps, *given]
     done = CliRunner().invoke(app, ["train", *map(str, arguments)])
     assert done.exception is not None
-    message, found = _in_words(done.exception)
+    message, found = explain(done.exception)
     assert re.search(says, message), message
     assert found == code
     sentences = re.findall(r"[^\s.]\.(?=\s|$)", message)

@@ -93,7 +93,7 @@ def far(bundle, rows, asked):
     runner = Runner(bundle)
     expected = runner.predict(rows).probabilities
     found = answers(bundle, asked)
-    return {way: np.abs([[row[x] for x in runner.labels] for row in found[way]] - expected).max() for way in found}
+    return {way: np.abs([[row[x] for x in runner.task.labels] for row in found[way]] - expected).max() for way in found}
 
 
 def test_it_answers_as_the_runner(made):
@@ -121,6 +121,6 @@ def test_a_wrong_file_would_be_seen(made, tmp_path):
     (copy / name).write_text(json.dumps(document))
     expected = Runner(bundle).predict(rows).probabilities
     found = answers(copy, asked)["alone"]
-    assert np.abs([[row[x] for x in Runner(bundle).labels] for row in found] - expected).max() > 1e-4, (
+    assert np.abs([[row[x] for x in Runner(bundle).task.labels] for row in found] - expected).max() > 1e-4, (
         "ten times what is allowed"
     )

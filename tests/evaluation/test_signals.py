@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 
 from levi_deploy.evaluation import evaluate
-from levi_deploy.evaluation.signals import auroc, detected, errors, ranked, signals, spearman
+from levi_deploy.evaluation.signals import auroc, detect_errors, detect_ood, errors, signals, spearman
+from levi_deploy.models import load
 from levi_deploy.training.calibrate import abstain_above
 from levi_serving import Runner
-from levi_serving.predictions import Outputs, finish
+from levi_serving.predictions import Outputs, Task, finish
 
 
-def predictions(head_logits, task):
+def predictions(head_logits, kind):
     """From head logits (N, K, C)."""
     heads = np.asarray(head_logits, np.float32)
-    return finish(Outputs(heads.mean(axis=1), heads), task=task, labels=[str(c) for c in range(heads.shape[2])])
+    task = Task(kind=kind, labels=tuple(str(c) for c in range(heads.shape[2])))
+    return finish(Outputs(heads.mean(axis=1), heads), task)
 
 
 @pytest.mark.parametrize(
@@ -62,13 +64,12 @@ def test_spearman_by_hand(a, b, expected):
 def test_signals_by_hand():
     """One row with logits 0 and log 3: p = 1/4, 3/4; calibration changes the probability and not the energy."""
     heads = np.asarray([[[0, math.log(3)], [0, math.log(3)]]], np.float32)
-    found = signals(
-        finish(Outputs(heads.mean(axis=1), heads), task="classification", labels=["a", "b"]), "classification"
-    )
+    task = Task(kind="classification", labels=("a", "b"))
+    found = signals(finish(Outputs(heads.mean(axis=1), heads), task), "classification")
     assert found["disagreement"] == pytest.approx(0, abs=1e-6)
     assert found["max_probability"] == pytest.approx(1 / 4)
     assert found["energy"] == pytest.approx(-math.log(4))
-    cooler = finish(Outputs(heads.mean(axis=1) / 2, heads), task="classification", labels=["a", "b"])
+    cooler = finish(Outputs(heads.mean(axis=1) / 2, heads), task)
     assert signals(cooler, "classification")["energy"] == pytest.approx(-math.log(4))
     assert signals(cooler, "classification")["max_probability"] == pytest.approx(1 / (1 + math.sqrt(3)))
     assert np.isfinite(signals(predictions([[[900.0, -900.0]]], "classification"), "classification")["energy"]).all()
@@ -87,12 +88,12 @@ def test_errors_of_each_task():
 def test_disagreement_that_ranks_errors_and_foreign_rows():
     agree, apart = [[3.0, 0.0], [3.0, 0.0]], [[3.0, 0.0], [0.0, 2.0]]
     inside, outside = predictions([agree, agree, apart], "classification"), predictions([apart] * 2, "classification")
-    found = ranked(inside, np.asarray([0, 0, 1]), "classification")
+    found = detect_errors(inside, np.asarray([0, 0, 1]), "classification")
     assert found["disagreement"] == 1
-    assert ranked(inside, np.asarray([0, 0, 0]), "classification")["disagreement"] is None, "no error to rank"
-    assert detected(inside, outside, "classification")["disagreement"] == pytest.approx((2 * 2 + 2 / 2) / (3 * 2))
+    assert detect_errors(inside, np.asarray([0, 0, 0]), "classification")["disagreement"] is None, "no error to rank"
+    assert detect_ood(inside, outside, "classification")["disagreement"] == pytest.approx((2 * 2 + 2 / 2) / (3 * 2))
     numbers = predictions([[[1.0], [1.0]], [[1.0], [3.0]], [[1.0], [7.0]]], "regression")
-    assert ranked(numbers, np.asarray([1.0, 3.0, 9.0]), "regression") == {"disagreement": pytest.approx(1)}
+    assert detect_errors(numbers, np.asarray([1.0, 3.0, 9.0]), "regression") == {"disagreement": pytest.approx(1)}
 
 
 def test_the_threshold_leaves_its_share_above():
@@ -106,13 +107,13 @@ def test_the_threshold_leaves_its_share_above():
 
 
 def test_a_run_and_its_bundle_doubt_alike(run, bundle, table):
-    options = {"splits": ["id_val", "ood_test"]}
-    torch, graph = evaluate(run.folder, table, **options), evaluate(bundle, table, **options)
+    options = {"target": "label", "splits": ["id_val", "ood_test"]}
+    torch, graph = (evaluate(load(folder).predictor, table, **options) for folder in (run.folder, bundle))
     assert list(graph["errors"]) == ["id_val", "ood_test"]
     assert list(graph["ood"]) == ["ood_test"]
     assert set(graph["ood"]["ood_test"]) == {"disagreement", "max_probability", "energy"}
     assert graph["ood"]["ood_test"]["energy"] == pytest.approx(torch["ood"]["ood_test"]["energy"], abs=0.01)
-    assert graph["abstain_above"] == run.record["abstain_above"] > 0
+    assert graph["abstain_above"] == torch["abstain_above"] == run.task.abstain_above > 0
     assert graph["abstain"]["id_val"]["share"] == torch["abstain"]["id_val"]["share"] == 4 / 80
     assert graph["abstain"]["id_val"]["kept"] == 76
     assert graph["abstain"]["ood_test"] == torch["abstain"]["ood_test"]
@@ -123,7 +124,7 @@ def test_what_is_served_abstains_above_the_threshold(runner, run, texts):
     served = runner.predict(texts)
     assert served.abstain.dtype == bool
     assert 0 < served.abstain.sum() < 100
-    np.testing.assert_array_equal(served.abstain, served.disagreement > run.record["abstain_above"])
+    np.testing.assert_array_equal(served.abstain, served.disagreement > run.task.abstain_above)
     reference = run.reference()
     expected = reference.finish(reference.run(reference.prepare(texts))).abstain
     np.testing.assert_array_equal(served.abstain, expected)
@@ -136,5 +137,6 @@ def test_one_head_never_abstains(bundle_copy):
     from levi_serving import Bundle
 
     assert not predictions([[[1.0, 3.0]]], "classification").abstain.any()
-    Bundle.write(bundle_copy, replace(Bundle.open(bundle_copy).manifest, abstain_above=None))
+    manifest = Bundle.open(bundle_copy).manifest
+    Bundle.write(bundle_copy, replace(manifest, task=replace(manifest.task, abstain_above=None)))
     assert not Runner(bundle_copy).predict(["good lamp"] * 3).abstain.any()

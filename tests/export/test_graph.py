@@ -18,14 +18,14 @@ from safetensors.numpy import load_file
 
 from levi_deploy.config import ModelConfig
 from levi_deploy.model import Backbone, Levi
-from levi_deploy.training.checkpoint import build
-from levi_export.convert import convert, inputs, outputs
-from levi_export.export import _bytes
+from levi_deploy.model.build import build
+from levi_export.convert import convert, inputs, outputs, weight_bytes
 from levi_export.graph import check, clean
 from levi_serving.bundle import Tensor
 from levi_serving.errors import ParityError
-from levi_serving.images import ImageSettings
-from levi_serving.preprocess import Preprocessing
+from levi_serving.predictions import Task
+from levi_serving.rows.images import ImageSettings
+from levi_serving.rows.preprocess import Preprocessing
 
 INPUTS = tuple(
     Tensor(name=name, dtype="int64", shape=("batch", "sequence")) for name in ("input_ids", "attention_mask")
@@ -220,10 +220,11 @@ def test_positions_interpolated_to_another_size_have_room(tmp_path):
     backbone = Backbone.load(str(write("vit", tmp_path)), lambda depth: (depth,))
     rows, own = (Preprocessing(image=ImageSettings(resize=(size, size))) for size in (192, 32))
     config = ModelConfig(pooling="mean", branches=())
-    levi = Levi(backbone, build(config, backbone.identity, rows, backbone.taps, task="classification", outputs=2))
+    task = Task(kind="classification", labels=("a", "b"))
+    levi = Levi(backbone, build(config, backbone.identity, rows, backbone.taps, task=task))
     model = convert(levi.eval(), rows)
     clean(model)
     contract = {"inputs": inputs(levi, rows), "outputs": outputs(heads=1, classes=2)}
-    assert check(model, **contract, weights=_bytes(levi, rows)).weights > _bytes(levi, own)
+    assert check(model, **contract, weights=weight_bytes(levi, rows)).weights > weight_bytes(levi, own)
     with pytest.raises(ParityError, match="its constants take"):
-        check(model, **contract, weights=_bytes(levi, own))
+        check(model, **contract, weights=weight_bytes(levi, own))

@@ -18,16 +18,17 @@ from families import CAUSAL, FAMILIES, IMAGES, write
 from levi_deploy.config import ModelConfig
 from levi_deploy.model import Levi
 from levi_deploy.model.backbone import Backbone
-from levi_deploy.training.checkpoint import build
+from levi_deploy.model.build import build
 from levi_export.convert import convert
 from levi_export.graph import clean
 from levi_export.optimize import cut_to_first_token, tokens_first
 from levi_export.precision import derive
+from levi_serving.engine.cpu import SLOWER
 from levi_serving.errors import UsageError
-from levi_serving.images import ImageSettings
-from levi_serving.preprocess import Preprocessing
-from levi_serving.session import SLOWER
-from levi_serving.text import TextSettings
+from levi_serving.predictions import Task
+from levi_serving.rows.images import ImageSettings
+from levi_serving.rows.preprocess import Preprocessing
+from levi_serving.rows.text import TextSettings
 
 UNCUT = ("convnext", "mobilenet_v2", "gpt2")  # no tokens; or tokens of all rows in one matrix
 
@@ -40,7 +41,9 @@ def made(name: str, folder, *, pooling: str = "first", taps=lambda depth: (1, de
         rows = Preprocessing(image=ImageSettings(resize=(32, 32)))
     torch.manual_seed(0)
     config = ModelConfig(pooling=pooling, queries=2, branch_width=8, branch_embedding=8)
-    ensemble = build(config, backbone.identity, rows, backbone.taps, task="classification", outputs=3)
+    ensemble = build(
+        config, backbone.identity, rows, backbone.taps, task=Task(kind="classification", labels=tuple("abc"))
+    )
     levi = Levi(backbone, ensemble).eval()
     model = convert(levi, rows)
     clean(model)
@@ -190,6 +193,50 @@ def test_an_operator_between_rows_stays_outside(traced, tmp_path):
     for a, b in zip(answers(session(model, tmp_path), given), before, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
     assert [n.inputs[0].name for n in model.graph if n.op_type == "CumSum"] == [first.outputs[0].name]
+
+
+def test_what_a_branch_reads_keeps_its_layout(traced, tmp_path):
+    """A branch sums the second norm's output over rows, and the sum is added to the third's."""
+    _, path = traced("bert", "mean")
+    model = ir.load(path)
+    second, third = [n for n in model.graph if n.op_type == "LayerNormalization"][1:3]
+    read, added = second.outputs[0], third.outputs[0]
+    total = ir.node("CumSum", [read, axis(model, 0)], name="odd/CumSum")
+    same = ir.node("Identity", [read], name="odd/Identity")
+    for node in (total, same):
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = node.name, read.type, read.shape
+    branches = {
+        name: ir.AttrGraph(name, ir.Graph([], node.outputs, nodes=[node], name=name))
+        for name, node in (("then_branch", total), ("else_branch", same))
+    }
+    deep = ir.Value(name="deep", const_value=ir.tensor(np.asarray(True), name="deep"))
+    model.graph.register_initializer(deep)
+    choice = ir.Node("", "If", [deep], branches.values(), name="odd/If")
+    both = ir.node("Add", [added, choice.outputs[0]], name="odd/Add")
+    for node in (choice, both):
+        node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = node.name, read.type, read.shape
+    added.replace_all_uses_with(both.outputs[0])
+    both.replace_input_with(0, added)
+    model.graph.insert_after(third, [choice, both])
+    given = feeds("bert", 3, 7)
+    before = answers(session(model, tmp_path, "before.onnx"), given)
+    assert tokens_first(model) == 9
+    for a, b in zip(answers(session(model, tmp_path), given), before, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+    assert total.inputs[0] is read
+
+
+def test_the_layers_transposes_are_those_of_the_picture(traced):
+    """At the top of ``optimize.py``: the permutations of an attention layer, before and after."""
+
+    def permutations(model: ir.Model) -> Counter[tuple[int, ...]]:
+        found = (tuple(n.attributes["perm"].as_ints()) for n in model.graph if n.op_type == "Transpose")
+        return Counter(perm for perm in found if len(perm) == 4)
+
+    model = ir.load(traced("bert", "mean")[1])
+    assert permutations(model) == {(0, 2, 1, 3): 3 * 3, (0, 2, 3, 1): 3}
+    tokens_first(model)
+    assert permutations(model) == {(1, 2, 0, 3): 2 * 3, (1, 2, 3, 0): 3, (2, 0, 1, 3): 3}
 
 
 def axis(model: ir.Model, number: int) -> ir.Value:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,13 +10,14 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 
-from levi_export import export
+from levi_export import export, pipeline
+from levi_export.golden import choose
 from levi_export.precision import check_precisions
-from levi_export.verify import check_drop, metric, spread
+from levi_export.proof import check_drop, metric
 from levi_serving import Bundle, Runner, verify
-from levi_serving.bundle import Graph, Manifest, read_certificate
+from levi_serving.bundle import Manifest, read_certificate
 from levi_serving.errors import ParityError, ProviderError, UsageError
-from levi_serving.predictions import Outputs
+from levi_serving.predictions import Outputs, Task
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +25,6 @@ def several(run, tmp_path_factory):
     """The run in three precisions, int8 preferred."""
     folder = tmp_path_factory.mktemp("several") / "bundle"
     return export(run.folder, folder, precisions=("int8", "fp32", "fp16"), min_agreement=0.9, max_drop=5).folder
-
-
-@pytest.fixture
-def room():
-    return sys.modules["levi_export.export"]
 
 
 def test_the_manifest_lists_the_graphs_in_order(several):
@@ -143,9 +136,9 @@ def test_an_fp16_graph_that_overflows_is_refused(several, tmp_path):
         verify(tmp_path / "bundle", precision="fp16")
 
 
-def test_below_the_agreement_nothing_is_kept(run, tmp_path, room, monkeypatch):
+def test_below_the_agreement_nothing_is_kept(run, tmp_path, monkeypatch):
     """The int8 graph is damaged before it is proven."""
-    derive = room.derive
+    derive = pipeline.derive
 
     def coarse(path, precision):
         model, changes = derive(path, precision)
@@ -153,7 +146,7 @@ def test_below_the_agreement_nothing_is_kept(run, tmp_path, room, monkeypatch):
         weight.const_value = ir.tensor(-weight.const_value.numpy(), name=WORDS)
         return model, changes
 
-    monkeypatch.setattr(room, "derive", coarse)
+    monkeypatch.setattr(pipeline, "derive", coarse)
     with pytest.raises(ParityError, match=r"of 80 real rows keep their prediction, expected 95\.0%"):
         export(run.folder, tmp_path / "bundle", precisions=("int8",))
     assert list(tmp_path.iterdir()) == []
@@ -161,7 +154,8 @@ def test_below_the_agreement_nothing_is_kept(run, tmp_path, room, monkeypatch):
 
 def test_a_drop_of_the_metric_is_refused(run, tmp_path):
     """Whatever int8 loses is more than minus a hundred points."""
-    with pytest.raises(ParityError, match=r"The int8 graph has the accuracy .* allowed -100\. Nothing was written\."):
+    says = r"The int8 graph has the accuracy .* allowed -100\. Nothing was written\. .* raise `max_drop`\."
+    with pytest.raises(ParityError, match=says):
         export(run.folder, tmp_path / "bundle", precisions=("int8",), min_agreement=0, max_drop=-100)
     assert list(tmp_path.iterdir()) == []
 
@@ -175,47 +169,48 @@ def test_int8_alone_makes_a_small_bundle(run, tmp_path):
 def test_the_metric_and_its_drop():
     reference = Outputs(np.asarray([[1, 0], [0, 1], [1, 0], [0, 1]], np.float32), np.zeros((4, 1, 2), np.float32))
     found = Outputs(np.asarray([[1, 0], [0, 1], [1, 0], [1, 0]], np.float32), np.zeros((4, 1, 2), np.float32))
-    lost = metric(reference, found, np.asarray([0, 1, 0, 1]), task="classification", labels=("a", "b"))
+    lost = metric(reference, found, np.asarray([0, 1, 0, 1]), Task(kind="classification", labels=("a", "b")))
     assert lost == {"name": "accuracy", "torch": 1.0, "value": 0.75, "drop": 25.0}
     values = Outputs(np.asarray([[1.0], [3.0]], np.float32), np.zeros((2, 1, 1), np.float32))
     worse = Outputs(np.asarray([[0.9], [3.1]], np.float32), np.zeros((2, 1, 1), np.float32))
-    more = metric(values, worse, np.asarray([2.0, 2.0]), task="regression", labels=("score",))
+    more = metric(values, worse, np.asarray([2.0, 2.0]), Task(kind="regression", labels=("score",)))
     assert (more["name"], more["drop"]) == ("rmse", pytest.approx(10, rel=1e-4))
-    check_drop(more, Graph(precision="int8"), allowed=10.01)
+    check_drop(more, "int8", max_drop=10.01)
     with pytest.raises(ParityError, match=r"the rmse 1\.1000 .* torch 1\.0000: 10\.00 percent more, allowed 9\.9"):
-        check_drop(more, Graph(precision="int8"), allowed=9.9)
+        check_drop(more, "int8", max_drop=9.9)
     with pytest.raises(ParityError, match="accuracy"):
-        check_drop({**lost, "drop": float("nan")}, Graph(precision="int8"), allowed=100)
+        check_drop({**lost, "drop": float("nan")}, "int8", max_drop=100)
 
 
-def test_golden_rows_are_spread_over_the_runs():
+def test_golden_rows_are_at_even_distances_among_the_runs():
     rows = [str(n) for n in range(512)]
-    golden = spread(rows)
+    golden = choose(rows)
     assert (len(golden), golden[0], golden[-1]) == (64, "0", "511")
-    assert spread(rows[:5]) == rows[:5]
+    assert choose(rows[:5]) == rows[:5]
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "says"),
+    ("precisions", "error", "says"),
     [
-        (["int5"], UsageError, "The precisions are int5; expected some of fp32, fp16, bf16, int8, int4, each once"),
+        (["int5"], UsageError, "`precisions` are int5; expected some of fp32, fp16, bf16, int8, int4, each once"),
         (["int8", "int8"], UsageError, "each once"),
-        ([], UsageError, "The precisions are none"),
+        ([], UsageError, "`precisions` are none"),
         (["fp32", "bf16"], ProviderError, "no bf16 kernels for CPUExecutionProvider. Export on a machine with a CUDA"),
     ],
 )
-def test_precisions_that_cannot_be_had(asked, error, says):
+def test_precisions_that_cannot_be_had(precisions, error, says):
     with pytest.raises(error, match=says):
-        check_precisions(asked, ["CPUExecutionProvider"])
+        check_precisions(precisions, ["CPUExecutionProvider"])
     check_precisions(["bf16"], ["CUDAExecutionProvider", "CPUExecutionProvider"])
 
 
 def test_image_rows_are_bounded(monkeypatch):
-    module = importlib.import_module("levi_deploy.training.train")
-    dataset = SimpleNamespace(rows=[{"image": bytes(100)} for _ in range(600)])
-    assert len(module._samples(dataset, np.arange(600), ("image",))) == 512
+    from levi_deploy.training import record as module
+
+    rows = [{"image": bytes(100)} for _ in range(600)]
+    assert len(module._samples(rows, np.arange(600), ("image",))) == 512
     monkeypatch.setattr(module, "_SAMPLES_BYTES", 20_000)
-    assert len(module._samples(dataset, np.arange(600), ("image",))) == 128
+    assert len(module._samples(rows, np.arange(600), ("image",))) == 128
     monkeypatch.setattr(module, "_SAMPLES_BYTES", 10)
-    assert len(module._samples(dataset, np.arange(600), ("image",))) == 64
-    assert len(module._samples(dataset, np.arange(600), ())) == 512
+    assert len(module._samples(rows, np.arange(600), ("image",))) == 64
+    assert len(module._samples(rows, np.arange(600), ())) == 512

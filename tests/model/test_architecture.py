@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from levi_deploy.model.architecture import count_stages
-from levi_deploy.training.checkpoint import build
+from levi_deploy.model.build import build
 from levi_serving import Bundle
 from levi_serving.errors import UsageError
+from levi_serving.predictions import Task
 
 
 def test_a_run_says_what_it_is_made_of(run, backbone):
@@ -45,7 +46,8 @@ def test_the_bundle_says_the_same(run, bundle):
     assert manifest.model["backbone"]["digest"] == run.backbone.digest
     assert manifest.model["parameters"] == run.record["parameters"]
     assert "model" not in manifest.provenance
-    assert manifest.abstain_above == run.record["abstain_above"]
+    assert manifest.task == run.task
+    assert manifest.task.abstain_above > 0
 
 
 def _as_json(value):
@@ -82,6 +84,7 @@ def test_a_branch_that_gives_something_else_is_refused(run, monkeypatch, changes
     for name, value in changes.items():
         monkeypatch.setattr(Outside, name, value)
     config = replace(run.config.model, branches=("elsewhere:Outside",))
-    ensemble = build(config, run.backbone, run.preprocessing, run.taps, task="classification", outputs=2)
+    task = Task(kind="classification", labels=("a", "b"))
+    ensemble = build(config, run.backbone, run.preprocessing, run.taps, task=task)
     with pytest.raises(UsageError, match=says):
         count_stages(ensemble, run.preprocessing)

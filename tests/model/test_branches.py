@@ -130,9 +130,9 @@ def test_one_fits_each_input():
 
 
 def test_what_does_not_fit_is_refused_before_any_work():
-    with pytest.raises(UsageError, match="'tabular' does not fit: it reads what --numeric or --categorical names"):
+    with pytest.raises(UsageError, match="'tabular' does not fit: it reads what `numeric` or `categorical` names"):
         Config(model=ModelConfig(branches=("tabular",)))
-    with pytest.raises(UsageError, match="'gru' does not fit: it reads what --text names"):
+    with pytest.raises(UsageError, match="'gru' does not fit: it reads what `text` names"):
         Config(model=ModelConfig(branches=("gru",)), data=DataConfig(image="image"))
-    with pytest.raises(UsageError, match=r"no branch 'rnn'; known are mlp, cnn"):
+    with pytest.raises(UsageError, match=r"`branches` has 'rnn'; expected mlp, cnn"):
         ModelConfig(branches=("rnn",))

@@ -13,14 +13,15 @@ from families import CAUSAL, FAMILIES, IMAGES, write
 from levi_deploy.config import ModelConfig
 from levi_deploy.model import Levi
 from levi_deploy.model.backbone import Backbone
-from levi_deploy.training.checkpoint import build
+from levi_deploy.model.build import build
 from levi_export.convert import convert, outputs
 from levi_export.convert import inputs as graph_inputs
 from levi_export.graph import check, clean
 from levi_serving.errors import UsageError
-from levi_serving.images import ImageSettings
-from levi_serving.preprocess import Preprocessing
-from levi_serving.text import TextSettings
+from levi_serving.predictions import Task
+from levi_serving.rows.images import ImageSettings
+from levi_serving.rows.preprocess import Preprocessing
+from levi_serving.rows.text import TextSettings
 
 TEXTS = [name for name in FAMILIES if name not in IMAGES]
 
@@ -118,7 +119,8 @@ def test_the_graph_answers_as_torch_at_sizes_never_traced(name, folders, tmp_pat
     if name in IMAGES:
         rows = Preprocessing(image=ImageSettings(resize=(32, 32)))
     config = ModelConfig(pooling="last" if name in CAUSAL else "attention", queries=2, branches=())
-    ensemble = build(config, backbone.identity, rows, backbone.taps, task="classification", outputs=3)
+    task = Task(kind="classification", labels=("a", "b", "c"))
+    ensemble = build(config, backbone.identity, rows, backbone.taps, task=task)
     levi = Levi(backbone, ensemble).eval()
     model = convert(levi, rows)
     clean(model)

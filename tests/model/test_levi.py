@@ -8,13 +8,14 @@ from transformers import AutoModel
 
 from levi_deploy.config import ModelConfig
 from levi_deploy.model import Backbone, Levi
+from levi_deploy.model.build import build
 from levi_deploy.model.heads import average, loss
 from levi_deploy.model.levi import stage_of
 from levi_deploy.model.pooling import AttentionPooling, FixedPooling
-from levi_deploy.training.checkpoint import build
 from levi_serving.errors import UsageError
-from levi_serving.preprocess import Preprocessing
-from levi_serving.text import TextSettings
+from levi_serving.predictions import Task
+from levi_serving.rows.preprocess import Preprocessing
+from levi_serving.rows.text import TextSettings
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,8 @@ def _levi(backbone, **changes) -> Levi:
     config = ModelConfig(backbone=str(backbone), taps=(1, 3), queries=2, **changes)
     loaded = Backbone.load(str(backbone), config.depths)
     rows = Preprocessing(text=TextSettings())
-    ensemble = build(config, loaded.identity, rows, loaded.taps, task="classification", outputs=3)
+    task = Task(kind="classification", labels=("a", "b", "c"))
+    ensemble = build(config, loaded.identity, rows, loaded.taps, task=task)
     return Levi(loaded, ensemble).eval()
 
 
@@ -134,8 +136,8 @@ def test_average_of_logits_and_of_probabilities():
 
 def test_average_of_probabilities_survives_extreme_logits():
     head_logits = torch.tensor([[[200.0, -200.0], [150.0, -150.0]]])
-    for task in ("classification", "multilabel"):
-        assert torch.isfinite(average(head_logits, "probabilities", task)).all()
+    for kind in ("classification", "multilabel"):
+        assert torch.isfinite(average(head_logits, "probabilities", kind)).all()
 
 
 def test_loss_weights_heads():

@@ -14,7 +14,6 @@ from levi_serving.errors import LeviError
 def test_compiled_it_answers_the_same(run, texts):
     eager, compiled = run.reference(), run.reference()
     compiled.compile()
-    assert (eager.name, compiled.name) == ("torch", "torch-compile")
     for rows in (texts[:2], texts[2:9]):  # one compilation serves both
         expected, found = (one.run(one.prepare(rows)) for one in (eager, compiled))
         np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)

@@ -13,15 +13,26 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "transformers", "onnx", "onnxscript", "optimum", "safetensors", "typer", "levi_deploy", "levi_export"}
+MODELS = {"torch", "transformers", "safetensors", "onnxruntime"}  # what runs one
 OFFERED = {
     "levi_serving": ["Bundle", "LeviError", "Predictions", "Runner", "predict_file", "verify"],
-    "levi_serving.bench": [
-        "DURATIONS", "Measurement", "Meter", "Plan", "Profile", "Report", "Target", "Workload", "find_peak", "fixed",
-        "in_words", "offline", "real", "server", "single", "workloads",
+    "levi_serving.tables": [
+        "BadRow", "Chunk", "Format", "Records", "find_format", "located", "opened", "read_columns", "require",
+        "source_name",
     ],
+    "levi_serving.rows": ["Encoded", "Preprocessing", "Preprocessor", "Row"],
+    "levi_serving.engine": ["Device", "MicroBatcher", "Runner", "Scenario", "Session", "providers"],
+    "levi_serving.files": ["Summary", "predict_file"],
+    "levi_serving.bench": [
+        "DURATIONS", "Benchmark", "Measurement", "Meter", "Preset", "Report", "Target", "Workload", "find_peak",
+        "fixed", "in_words", "offline", "real", "server", "single", "workloads",
+    ],
+    "levi_deploy.data": ["Dataset", "TrainingData", "encode_targets", "load", "read"],
     "levi_deploy.model": ["Backbone", "Ensemble", "Levi", "Reference"],
-    "levi_deploy.training": ["Run", "branch_alone", "linear_probe", "train"],
+    "levi_deploy.training": ["Prepared", "prepare", "train"],
+    "levi_deploy.methods": ["branch_alone", "full_fine_tuning", "linear_probe"],
     "levi_deploy.evaluation": ["evaluate", "metrics"],
+    "levi_deploy.demo": ["demo", "in_words"],
     "levi_export": ["export"],
 }  # fmt: skip
 
@@ -60,8 +71,27 @@ Runner({str(bundle)!r}).predict(["a good lamp"])
 print(*(name for name in sys.modules if name.startswith("levi_serving.")))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "levi_serving.session" in done.stdout.split()
+    assert "levi_serving.engine.session" in done.stdout.split()
     assert not [name for name in done.stdout.split() if name.startswith("levi_serving.bench")]
+
+
+def test_what_a_run_says_is_read_without_torch(run):
+    """Its record is plain data: in the light install it can be read too."""
+    script = "from pathlib import Path; from levi_deploy.run import Run"
+    opened = loaded_after(f"{script}; Run.open(Path({str(run.folder)!r}))")
+    assert "levi_deploy" in opened
+    assert not MODELS & opened
+
+
+def test_a_model_is_inspected_without_torch(run, bundle):
+    for folder in (run.folder, bundle):
+        script = f"""
+from typer.testing import CliRunner
+from levi_deploy.cli import app
+done = CliRunner().invoke(app, ["inspect", {str(folder)!r}], catch_exceptions=False)
+assert done.exit_code == 0 and "backbone" in done.output, done.output
+"""
+        assert not MODELS & loaded_after(script)
 
 
 def test_the_check_of_directions_can_fail(tmp_path):
@@ -69,7 +99,7 @@ def test_the_check_of_directions_can_fail(tmp_path):
     for folder in ("levi_deploy", "export", "serving", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / folder).is_dir() else shutil.copyfile
         copy(ROOT / folder, tmp_path / folder)
-    with (tmp_path / "serving/levi_serving/batching.py").open("a") as file:
+    with (tmp_path / "serving/levi_serving/engine/batching.py").open("a") as file:
         file.write("\nimport torch\n")
     paths = f"{tmp_path}:{tmp_path / 'export'}:{tmp_path / 'serving'}"
     done = subprocess.run(
@@ -77,7 +107,7 @@ def test_the_check_of_directions_can_fail(tmp_path):
         cwd=tmp_path, env={"PYTHONPATH": paths, "PATH": "/usr/bin"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "levi_serving.batching -> torch" in done.stdout
+    assert "levi_serving.engine.batching -> torch" in done.stdout
 
 
 @pytest.mark.parametrize("package", OFFERED)

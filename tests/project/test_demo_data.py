@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from levi_deploy.demo_data import COURIERS, SIZES, write_reviews
+from levi_deploy.demo.reviews import COURIERS, SIZES, write_reviews
 
 
 @pytest.fixture(scope="module")

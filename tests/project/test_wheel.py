@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CONSTRAINTS = Path(os.environ.get("LEVI_TEST_CONSTRAINTS", ROOT / "constraints.txt")).resolve()
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def light(wheel, tmp_path_factory):
         command = [folder / "bin" / program, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=folder)
 
-    done = run("python", "-m", "pip", "install", "-q", f"{wheel}[cpu]", "-c", ROOT / "constraints.txt")
+    done = run("python", "-m", "pip", "install", "-q", f"{wheel}[cpu]", "-c", CONSTRAINTS)
     assert done.returncode == 0, done.stderr
     return run
 

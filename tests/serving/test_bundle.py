@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from levi_serving import Bundle, Runner, verify
-from levi_serving.bundle import Graph, Manifest, read_certificate
+from levi_serving.bundle import GraphFile, Manifest, read_certificate
 from levi_serving.errors import BundleError, ParityError, ProviderError
 from levi_serving.parity import Golden
 
@@ -122,7 +122,7 @@ def test_the_proof_catches_changed_weights(bundle_copy):
         onnx.save(model, bundle_copy / file)
         reseal(bundle_copy)
         with pytest.raises(
-            ParityError, match=rf"{file} (.*\n)+.*largest error .* of the logits' spread, allowed 1e-04"
+            ParityError, match=rf"{file} (.*\n)+.*largest error .* of the logits' standard deviation, allowed 1e-04"
         ):
             verify(bundle_copy)
         (bundle_copy / file).write_bytes(whole)
@@ -173,7 +173,7 @@ def with_graphs(folder, *graphs):
 
 def test_the_first_graph_for_the_device_is_taken(bundle_copy):
     made = with_graphs(
-        bundle_copy, Graph(file="a.onnx", precision="fp16", device="cuda"), Graph(file="b.onnx", device="cpu")
+        bundle_copy, GraphFile(file="a.onnx", precision="fp16", device="cuda"), GraphFile(file="b.onnx", device="cpu")
     )
     assert Bundle.open(bundle_copy).manifest == made.manifest
     assert made.graph().file == "b.onnx"
@@ -187,7 +187,7 @@ def test_the_first_graph_for_the_device_is_taken(bundle_copy):
 
 def test_every_graph_that_can_run_here_is_verified(bundle_copy):
     made = with_graphs(
-        bundle_copy, Graph(file="a.onnx", precision="fp16", device="cuda"), Graph(file="b.onnx", device="cpu")
+        bundle_copy, GraphFile(file="a.onnx", precision="fp16", device="cuda"), GraphFile(file="b.onnx", device="cpu")
     )
     found = verify(bundle_copy)
     assert list(found["graphs"]) == ["b.onnx", "model.cpu.onnx", "model.onnx"]
@@ -206,7 +206,7 @@ def test_every_graph_that_can_run_here_is_verified(bundle_copy):
 def test_the_broken_one_of_two_graphs_is_named(bundle_copy):
     import onnx
 
-    with_graphs(bundle_copy, Graph(file="b.onnx", device="cpu"))
+    with_graphs(bundle_copy, GraphFile(file="b.onnx", device="cpu"))
     model = onnx.load(bundle_copy / "b.onnx", load_external_data=False)
     next(node for node in model.graph.node if node.name == "ensemble.heads.0.net.1/Relu").op_type = "Abs"
     onnx.save(model, bundle_copy / "b.onnx")

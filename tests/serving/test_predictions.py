@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from levi_serving.predictions import Outputs, disagreement, finish, probabilities, table
+from levi_serving.predictions import Outputs, Task, answer_columns, disagreement, finish, probabilities, table
 
 heads = arrays(np.float32, (5, 3, 4), elements=st.floats(-40, 40, width=32))
 
@@ -54,9 +54,10 @@ def outputs(logits):
 
 
 def test_classification_table():
-    found = finish(outputs([[0.0, 2.0], [3.0, 0.0]]), task="classification", labels=["no", "yes"])
+    task = Task(kind="classification", labels=("no", "yes"))
+    found = finish(outputs([[0.0, 2.0], [3.0, 0.0]]), task)
     assert found.labels.tolist() == ["yes", "no"]
-    columns = table(found, task="classification", labels=["no", "yes"], heads=True, all_probabilities=True)
+    columns = table(found, task, with_heads=True, all_probabilities=True)
     assert list(columns) == [
         "prediction", "probability", "probability_no", "probability_yes", "disagreement", "abstain", "head_1", "head_2",
     ]  # fmt: skip
@@ -65,19 +66,43 @@ def test_classification_table():
 
 
 def test_multilabel_table():
-    found = finish(outputs([[1.0, 1.0], [-1.0, -1.0]]), task="multilabel", labels=["a", "b"])
+    task = Task(kind="multilabel", labels=("a", "b"))
+    found = finish(outputs([[1.0, 1.0], [-1.0, -1.0]]), task)
     assert found.labels.tolist() == [[True, True], [False, False]]
-    assert table(found, task="multilabel", labels=["a", "b"])["prediction"] == ["a|b", ""]
+    assert table(found, task)["prediction"] == ["a|b", ""]
 
 
 def test_regression_table():
-    found = finish(outputs([[1.23456789], [-2.0]]), task="regression", labels=["score"])
+    task = Task(kind="regression", labels=("score",))
+    found = finish(outputs([[1.23456789], [-2.0]]), task)
     assert found.probabilities is None
-    assert table(found, task="regression", labels=["score"])["prediction"] == [1.23457, -2.0]
+    assert table(found, task)["prediction"] == [1.23457, -2.0]
 
 
-@pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
-def test_no_rows(task):
-    empty = Outputs(np.empty((0, 2), np.float32), np.empty((0, 3, 2), np.float32))
-    columns = table(finish(empty, task=task, labels=["a", "b"]), task=task, labels=["a", "b"], heads=True)
-    assert set(map(len, columns.values())) == {0}
+def test_abstaining_is_the_tasks_threshold():
+    alike, apart = [[2.0, 0.0], [2.0, 0.0]], [[2.0, 0.0], [0.0, 2.0]]
+    head_logits = np.asarray([alike, apart], np.float32)
+    for threshold, expected in ((None, [False, False]), (0.1, [False, True]), (1.0, [False, False])):
+        task = Task(kind="classification", labels=("a", "b"), abstain_above=threshold)
+        assert finish(Outputs(head_logits.mean(axis=1), head_logits), task).abstain.tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "regression"])
+@pytest.mark.parametrize("options", [{}, {"with_heads": True}, {"all_probabilities": True}])
+def test_no_rows_have_the_columns_of_some(kind, options):
+    task = Task(kind=kind, labels=("a",) if kind == "regression" else ("a", "b"))
+    some = Outputs(np.zeros((4, task.outputs), np.float32), np.zeros((4, 3, task.outputs), np.float32))
+    none = table(finish(some.take(np.arange(0)), task), task, **options)
+    assert set(map(len, none.values())) == {0}
+    assert list(none) == list(table(finish(some, task), task, **options))
+    assert list(none) == answer_columns(task, heads=3, **options)
+
+
+def test_outputs_of_chosen_rows_say_nothing_of_padding():
+    """What ran, ran for all rows: a part of them has no number of its own."""
+    whole = Outputs(np.arange(6, dtype=np.float32).reshape(3, 2), np.zeros((3, 1, 2), np.float32), 40)
+    for rows in (np.array([2, 0]), np.array([False, True, True])):
+        part = whole.take(rows)
+        np.testing.assert_array_equal(part.logits, whole.logits[rows])
+        assert len(part.head_logits) == 2
+        assert part.padded_tokens is None

@@ -37,7 +37,7 @@ def test_padding_and_last_token_from_file_to_file(family, side, table, tmp_path)
         rows = list(csv.DictReader(file))
     assert (summary.predicted, summary.failed) == (len(rows), 0)
     with (tmp_path / "out.csv").open(newline="") as file:
-        found = np.asarray([[float(row[f"probability_{x}"]) for x in run.labels] for row in csv.DictReader(file)])
+        found = np.asarray([[float(row[f"probability_{x}"]) for x in run.task.labels] for row in csv.DictReader(file)])
     reference = run.reference()
     for n in range(0, len(rows), 29):  # torch, each row alone: no padding at all
         alone = reference.prepare([rows[n]])

@@ -16,6 +16,7 @@ from PIL import Image
 from levi_deploy.cli import app
 from levi_deploy.config import Config
 from levi_deploy.evaluation import evaluate
+from levi_deploy.models import load
 from levi_deploy.training import train
 from levi_deploy.training.augment import flip_crop
 from levi_export import export
@@ -60,10 +61,12 @@ def bundle(trained):
 
 def test_it_learns_and_the_bundle_answers_as_the_run(trained, bundle, photos):
     run, _ = trained
-    assert run.labels == ("blue", "green", "red")
+    assert run.task.labels == ("blue", "green", "red")
     assert run.record["validation"]["accuracy"] > 0.8
-    whole = evaluate(run.folder, photos)["splits"]["all rows"]["all"]
-    served = evaluate(bundle.folder, photos)["splits"]["all rows"]["all"]
+    whole, served = (
+        evaluate(load(folder).predictor, photos, target="label")["splits"]["all rows"]["all"]
+        for folder in (run.folder, bundle.folder)
+    )
     assert served.pop("heads") == pytest.approx(whole.pop("heads"))
     assert served == pytest.approx(whole, abs=1e-4)
 
@@ -133,9 +136,9 @@ def test_the_branch_alone_sees_what_is_augmented():
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        ({"text": "label"}, "holds texts, but the backbone .* reads images"),
-        ({}, "reads images and has no tokenizer. Give --image COLUMN"),
-        ({"text": "text", "image": "label"}, "Leave --text out"),
+        ({"text": "label"}, "`text` names the column 'label', but the backbone .* reads images"),
+        ({}, "reads images and has no tokenizer. Give `image`, the column with images"),
+        ({"text": "text", "image": "label"}, "Leave `text` out"),
     ],
 )
 def test_a_text_for_an_image_model_is_refused(trained, photos, tmp_path, data, says):

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from levi_deploy.model.backbone import Backbone, save_tokenizer
+from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.pooling import FixedPooling
+from levi_deploy.model.tokenizer import save_tokenizer
 from levi_deploy.training import taps as module
 from levi_deploy.training.taps import compute
+from levi_serving.engine.batching import Limits
 from levi_serving.errors import LeviError, UsageError
-from levi_serving.preprocess import Preprocessing, Preprocessor
+from levi_serving.rows.preprocess import Preprocessing, Preprocessor
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def test_token_taps_are_the_hidden_states(loaded, encoded, tmp_path):
     stored = compute(loaded, encoded, "attention", folder=tmp_path)
     rows = np.asarray([3, 50, 7])
     batch = stored.batch(rows)
-    for place, (row, length) in enumerate(zip(rows, encoded.lengths[rows], strict=True)):
+    for place, (row, length) in enumerate(zip(rows, encoded.costs[rows], strict=True)):
         hidden, _ = direct(loaded, encoded, row)
         for tap, expected in zip(batch, hidden, strict=True):
             torch.testing.assert_close(tap[place, :length], expected[0], atol=5e-3, rtol=2e-3)  # float16
@@ -46,7 +48,7 @@ def test_token_taps_are_the_hidden_states(loaded, encoded, tmp_path):
     tokens = replace(encoded.tokens, settings=replace(encoded.tokens.settings, padding_side="left"))
     left = replace(stored, encoded=replace(encoded, tokens=tokens))
     for tap, moved in zip(batch, left.batch(rows), strict=True):
-        for place, length in enumerate(encoded.lengths[rows]):
+        for place, length in enumerate(encoded.costs[rows]):
             assert torch.equal(moved[place, tap.shape[1] - length :], tap[place, :length])
 
 
@@ -92,7 +94,7 @@ def test_they_are_computed_once_and_keyed(loaded, backbone, encoded, tmp_path, m
 
 
 def test_an_interruption_leaves_nothing_half_done(loaded, encoded, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_BATCH_TOKENS", 64)
+    monkeypatch.setattr(module, "_LIMITS", Limits(tokens=64))
     seen = []
 
     def stop(done, total):

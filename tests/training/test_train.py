@@ -15,8 +15,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from levi_deploy.config import Config
-from levi_deploy.training import Run, branch_alone, linear_probe, train
+from levi_deploy.methods import branch_alone, linear_probe
+from levi_deploy.run import Run
+from levi_deploy.training import train
 from levi_serving.errors import LeviError, RunError, TableError, UsageError
+from levi_serving.predictions import Task
 
 
 def weights(run):
@@ -76,12 +79,12 @@ def test_kill_then_resume_gives_the_same_bits(run, table, config, cache, tmp_pat
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    with pytest.raises(RunError, match="unfinished; go on with 'levi train … --resume'"):
+    with pytest.raises(RunError, match="unfinished; continue it with 'levi train … --resume'"):
         Run.open(folder)
-    with pytest.raises(UsageError, match="holds an unfinished run. Add --resume"):
+    with pytest.raises(UsageError, match="holds an unfinished job. Set `resume`"):
         train(table, folder, config, cache=cache)
     other = replace(config, training=replace(config.training, learning_rate=0.5))
-    with pytest.raises(UsageError, match="has another training"):
+    with pytest.raises(UsageError, match="had another training"):
         train(table, folder, other, cache=cache, resume=True)
     resumed = train(table, folder, config, cache=cache, resume=True)
     assert same(weights(run), weights(resumed))
@@ -117,7 +120,7 @@ def test_baselines_are_the_same_model(table, config, cache, tmp_path):
 def test_regression_learns_in_the_targets_units(table, config, cache, tmp_path):
     asked = replace(config, data=replace(config.data, target="score"))
     run = train(table, tmp_path / "run", asked, cache=cache)
-    assert (run.task, run.labels, run.record["temperature"]) == ("regression", ("score",), 1)
+    assert (run.task.kind, run.task.labels, run.record["temperature"]) == ("regression", ("score",), 1)
     scores = [float(row["score"]) for row in rows_of(table) if row["split"] == "train"]
     assert weights(run)["shift"] == pytest.approx(np.mean(scores), rel=1e-5)
     assert run.record["validation"]["rmse"] < np.std(scores)
@@ -128,7 +131,7 @@ def test_regression_learns_in_the_targets_units(table, config, cache, tmp_path):
 def test_multilabel_has_an_output_a_label(table, config, cache, tmp_path):
     asked = replace(config, data=replace(config.data, target="topics", task="multilabel"))
     run = train(table, tmp_path / "run", asked, cache=cache)
-    assert run.labels == ("kettle", "lamp", "tent")
+    assert (run.task.kind, run.task.labels) == ("multilabel", ("kettle", "lamp", "tent"))
     assert set(run.record["validation"]) >= {"exact_match", "micro_f1"}
     assert run.reference().finish(run.reference().run(run.reference().prepare(run.samples))).labels.dtype == bool
 
@@ -151,7 +154,7 @@ def test_a_changed_backbone_is_refused(run, backbone, tmp_path):
 
 def test_head_weights_must_fit(table, config, cache, tmp_path):
     asked = replace(config, training=replace(config.training, head_weights=(1.0, 2.0, 3.0)))
-    with pytest.raises(UsageError, match=r"head_weights has 3 numbers, but there are 2 heads.* \[1, 3\]"):
+    with pytest.raises(UsageError, match=r"`head_weights` has 3 numbers, but there are 2 heads.* \[1, 3\]"):
         train(table, tmp_path / "run", asked, cache=cache)
 
 
@@ -161,7 +164,7 @@ def test_divergence_is_said(table, config, cache, tmp_path):
         data=replace(config.data, target="score"),
         training=replace(config.training, learning_rate=1e30),
     )
-    with pytest.raises(LeviError, match="training has diverged. Lower --learning-rate"):
+    with pytest.raises(LeviError, match="training has diverged. Lower `learning_rate`"):
         train(table, tmp_path / "run", asked, cache=cache)
 
 
@@ -199,41 +202,41 @@ def test_wrong_tables(tmp_path, config, lines, options, error, says):
 
 def test_validation_rows_come_from_three_places(tmp_path):
     from levi_deploy.config import DataConfig
-    from levi_deploy.dataset import learn
+    from levi_deploy.data import load
 
     path = small(tmp_path / "t.csv", [f"text {n},{'xy'[n % 2]},{'train' if n % 5 else 'dev'}" for n in range(50)])
-    split = learn(path, DataConfig(split_column="split"))
+    split = load(path, DataConfig(split_column="split"))
     assert (len(split.train), len(split.validation), split.validation_from) == (40, 10, "rows with split = dev")
-    drawn = learn(path, DataConfig(), seed=3)
+    drawn = load(path, DataConfig(), seed=3)
     assert (len(drawn.train), len(drawn.validation)) == (45, 5)
     assert drawn.validation_from == "10% of the training rows, drawn by seed 3"
     assert not {r["text"] for r in drawn.train.rows} & {r["text"] for r in drawn.validation.rows}
-    other = learn(path, DataConfig(), validation=small(tmp_path / "v.csv", ["new,x,z"]))
+    other = load(path, DataConfig(), validation=small(tmp_path / "v.csv", ["new,x,z"]))
     assert (len(other.train), len(other.validation), other.validation_from) == (50, 1, "v.csv")
-    with pytest.raises(UsageError, match="Both a split column and a validation file"):
-        learn(path, DataConfig(split_column="split"), validation=path)
+    with pytest.raises(UsageError, match="Both .*split.column.* and .*validation"):
+        load(path, DataConfig(split_column="split"), validation=path)
 
 
 def test_an_empty_cell_is_an_answer_where_many_labels_may_hold(tmp_path):
     from levi_deploy.config import DataConfig
-    from levi_deploy.dataset import encode_targets, learn
+    from levi_deploy.data import encode_targets, load
 
     path = small(tmp_path / "t.csv", ["a,x|y,train", "b,,train", "c,y,train", "d,,dev"])
-    learning = learn(path, DataConfig(split_column="split", task="multilabel"))
-    assert learning.labels == ("x", "y")
-    found = encode_targets(learning.train.targets, "multilabel", learning.labels, column="label")
+    data = load(path, DataConfig(split_column="split", task="multilabel"))
+    assert data.task == Task(kind="multilabel", labels=("x", "y"))
+    found = encode_targets(data.train.targets, data.task, column="label")
     assert found.tolist() == [[1, 1], [0, 0], [0, 1]]
-    assert learning.validation.targets == [""]
+    assert data.validation.targets == [""]
     with pytest.raises(TableError, match=r"2 rows cannot be used, first row 2: column 'label' is empty"):
-        learn(path, DataConfig(split_column="split"))
+        load(path, DataConfig(split_column="split"))
 
 
 def test_one_row_is_too_few(tmp_path):
     from levi_deploy.config import DataConfig
-    from levi_deploy.dataset import learn
+    from levi_deploy.data import load
 
     with pytest.raises(TableError, match=r"has one row; learning needs one to train on and one to validate with"):
-        learn(small(tmp_path / "t.csv", ["a,x,train"]), DataConfig())
+        load(small(tmp_path / "t.csv", ["a,x,train"]), DataConfig())
 
 
 def test_taps_beyond_the_backbone_are_refused_before_anything_is_written(table, config, tmp_path):

@@ -78,7 +78,7 @@ def test_levi_on_a_fine_tuned_backbone(run, table, config, cache, tmp_path):
     )
     tuned = train(table, tmp_path / "run", asked, cache=cache)
     assert tuned.backbone.digest != run.backbone.digest
-    assert tuned.backbone.name == "backbone0, fine-tuned"
+    assert tuned.backbone.title == "backbone0, fine-tuned"
     assert tuned.record["parameters"]["trained"] > run.record["parameters"]["trained"] + run.backbone.parameters - 1
     assert tuned.record["parameters"]["frozen"] == 0
     bundle = export(tuned.folder, tmp_path / "bundle")
@@ -86,5 +86,5 @@ def test_levi_on_a_fine_tuned_backbone(run, table, config, cache, tmp_path):
 
 
 def test_what_cannot_be():
-    with pytest.raises(UsageError, match="lora is 4; expected a rank from 1, with taps to train for"):
+    with pytest.raises(UsageError, match="`lora` is 4; expected a rank from 1, with taps to train for"):
         ModelConfig(lora=4, taps=())

@@ -1,4 +1,4 @@
-"""Branches: the small models trained from scratch. Knows no backbone and no head.
+"""Branches: the small models trained from scratch.
 
 A branch is a module made from ``(facts, config)`` with a width S, the inputs it reads, and one method,
 ``stages``. One from another package is named by its import string, ``package.module:Class``, or by the
@@ -32,7 +32,7 @@ _TABLE: dict[str, dict[str, type[nn.Module]]] = {  # by the input they read, the
 
 
 def branch_names(config: ModelConfig, facts: Facts) -> tuple[str, ...]:
-    """The branches to make: those asked for, or one that fits each input of the rows."""
+    """The branches to make: those that are configured, or one that fits each input of the rows."""
     if config.branches is not None:
         return config.branches
     return tuple(next(iter(_TABLE[name])) for name in _TABLE if name in facts.inputs)

@@ -1,4 +1,4 @@
-"""What a branch is, and what it may know of the rows. Knows no particular branch."""
+"""What a branch is, and what it may know of the rows."""
 
 from __future__ import annotations
 

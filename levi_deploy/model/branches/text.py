@@ -20,7 +20,7 @@ _DEPTH = 3
 
 
 class _TextBranch(nn.Module):
-    """Token embeddings of width E, and what every text branch is asked for."""
+    """Token embeddings of width E, and what all text branches share."""
 
     inputs = ("input_ids", "attention_mask")
 
@@ -106,7 +106,7 @@ class _Gru(nn.GRU):
     def __init__(self, inputs: int, width: int) -> None:
         super().__init__(inputs, width, batch_first=True)
 
-    def forward(self, state: Tensor) -> Tensor:  # type: ignore[override]  # the last state is not asked for
+    def forward(self, state: Tensor) -> Tensor:  # type: ignore[override]  # without the last state
         """All states of one direction."""
         if not torch.compiler.is_exporting():
             states: Tensor = super().forward(state)[0]

@@ -1,4 +1,4 @@
-"""Energy the processor used, where the machine says so. Knows the kernel's counters; knows no model.
+"""Energy the processor used, where the machine says so.
 
 Linux publishes Intel's and AMD's running average power limit counters (RAPL) under ``/sys/class/powercap``:
 microjoules of each package, wrapping around at ``max_energy_range_uj``
@@ -19,7 +19,7 @@ class Meter:
     """Joules of all processor packages since the meter was made. Read it more often than a counter wraps (minutes).
 
     Args:
-        zones: the folders of the packages' counters.
+        zones: the folders of the packages' counters, as ``find`` lists them.
     """
 
     def __init__(self, zones: list[Path]) -> None:

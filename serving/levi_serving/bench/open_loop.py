@@ -1,7 +1,7 @@
-"""The server scenario: queries arrive when they arrive, one row each, whether or not the model keeps up.
+"""The open loop: requests of one row arrive at a rate, whether or not the model keeps up.
 
-MLPerf inference, Server: Poisson arrivals at a rate, no cap on what is outstanding, latency from the moment
-a query was *due*. So a model that stalls is charged for every query that piled up meanwhile (a generator
+MLPerf inference, Server: Poisson arrivals, no limit on what is outstanding, latency from the moment
+a request was *due*. So a model that stalls is charged for every request that piled up meanwhile (a generator
 that waited for it would hide them: coordinated omission). Knows no model but the three verbs.
 """
 
@@ -12,32 +12,34 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from levi_serving.bench.scenarios import Clock, Measurement, Series, Target, Trial, Workload, budget, warm
-from levi_serving.bench.stats import minimum_queries, tolerated
-from levi_serving.microbatch import Answer, Batch, MicroBatcher
-from levi_serving.preprocess import Row
+from levi_serving.bench.measurement import Measurement, Series, ServerRun, Target, Workload
+from levi_serving.bench.scenarios import Clock, warm
+from levi_serving.bench.stats import minimum_requests, tolerated
+from levi_serving.engine.microbatch import Answer, Batch, MicroBatcher
+from levi_serving.engine.predictor import Predictor
+from levi_serving.rows.preprocess import Row
 
-__all__ = ["Service", "arrivals", "find_peak", "server"]
+__all__ = ["RESOLUTION", "Service", "arrivals", "find_peak", "server"]
 
 RESOLUTION = 1.05
-"""Of a peak: the search ends when a valid and an invalid rate are this near."""
+"""Of a peak: the search ends when the ratio of an invalid rate to a valid one is at most this."""
 
-_LATE = 0.1  # handed over late: by more than this share of the bound
-_LATE_QUERIES = 0.01  # the share of late queries that is let pass, as perf_analyzer
-_SIZES = (1, 2, 4, 8, 16, 32)  # batches to warm with
-_FURTHEST = 1024.0  # how far below its first guess the search goes
+_LATE = 0.1  # a request is late when it is sent later than due by more than this share of the bound
+_LATE_REQUESTS = 0.01  # the largest share of late requests in a valid run, as perf_analyzer
+_SIZES = (1, 2, 4, 8, 16, 32)  # batches to warm up with
+_FURTHEST = 1024.0  # the search gives up at its first rate divided by this
 
 
 class Service(Protocol):
-    """What answers while queries go on arriving; ``MicroBatcher`` does."""
+    """What answers while further requests arrive; ``MicroBatcher`` does."""
 
     def submit(self, row: Row) -> Future[Answer]:
-        """Ask for one row and do not wait."""
+        """Send one row and do not wait."""
         ...
 
     def close(self, *, cancel: bool = False) -> None:
@@ -46,10 +48,10 @@ class Service(Protocol):
 
 
 def arrivals(qps: float, *, duration_s: float, fewest: int, seed: int) -> NDArray[np.float64]:
-    """When queries are due, in seconds from the start: a Poisson process of ``qps`` a second.
+    """When requests are due, in seconds from the start: a Poisson process of ``qps`` a second.
 
-    It lasts ``duration_s`` and goes on until there are ``fewest``. The same seed gives the same process,
-    at another rate the same one stretched.
+    It lasts ``duration_s``, and longer until there are ``fewest``. The same seed gives the same process,
+    stretched when the rate is another.
     """
     draw = np.random.default_rng(seed)
     due = np.empty(0)
@@ -68,54 +70,56 @@ def server(
     percentile: float = 0.99,
     duration_s: float,
     seed: int = 0,
-    service: Callable[[Target], Service] | None = None,
+    service: Callable[[Predictor], Service] | None = None,
     clock: Clock = time.perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
     meter: Callable[[], float] | None = None,
 ) -> Measurement:
-    """Ask one row a query at a Poisson rate.
+    """Send requests of one row at a Poisson rate.
 
-    It counts when the percentile of the latency is below the bound with 99 % confidence (early stopping),
-    no query failed, and at most 1 % of the queries were handed over late by more than a tenth of the bound.
-    A run that cannot come below the bound any more is given up.
+    The run is valid when the percentile of the latency is below the bound with 99 % confidence (early stopping),
+    no request failed, and at most 1 % of the requests were sent late by more than a tenth of the bound.
+    A run that can no longer be valid is stopped.
 
     Args:
         target: what answers.
-        workload: its rows are asked, drawn with replacement.
-        qps: queries a second.
+        workload: its rows are drawn with replacement.
+        qps: requests a second.
         bound_s: on the latency's percentile.
         percentile: which, as 0.99.
-        duration_s: how long queries arrive, at least; longer where so few would say nothing of the percentile.
+        duration_s: how long requests arrive, at least; longer where so few would say nothing of the percentile.
         seed: of arrivals and rows, so that they repeat.
-        service: what answers for the target; the micro-batcher, with the target's own budget, when None.
+        service: what answers for the target; the micro-batcher, with the predictor's own limits, when None.
         clock: nanoseconds.
         sleep: seconds.
         meter: joules so far.
     """
     rows = workload.rows
     warm(target, [rows[:size] for size in _SIZES] + [[row] for row in rows[: _SIZES[-1]]], clock=clock)
-    fewest = minimum_queries(percentile)
+    fewest = minimum_requests(percentile)
     due = arrivals(qps, duration_s=duration_s, fewest=fewest, seed=seed)
     chosen = np.random.default_rng([seed, 1]).integers(len(rows), size=len(due))
-    serving = service(target) if service else _batcher(target, clock)
-    run = _Run(clock, due, bound_s, allowed=tolerated(len(due), percentile) - 1)  # early stopping's estimate is below
+    serving = service(target.predictor) if service else MicroBatcher(target.predictor, clock=clock)
+    log = _Log(clock, due, bound_s, allowed=tolerated(len(due), percentile) - 1)  # early stopping's estimate is below
     before = meter() if meter else 0.0
     for n, choice in enumerate(chosen):
-        while (wait := due[n] - run.now()) > 0:
+        while (wait := due[n] - log.now()) > 0:
             sleep(wait)
-        if run.hopeless:
+        if log.hopeless:
             break
-        run.handed.append(run.now())
-        serving.submit(rows[choice]).add_done_callback(partial(run.done, n))
-    serving.close(cancel=run.hopeless)
-    taken = run.now()
-    series = run.series()
+        log.sent.append(log.now())
+        serving.submit(rows[choice]).add_done_callback(partial(log.done, n))
+    serving.close(cancel=log.hopeless)
+    elapsed = log.now()
+    series = log.series()
     if meter:
         series.joules = meter() - before
-    trial = Trial(qps, bound_s, percentile, late=run.late, rows_per_batch=run.rows_per_batch, busy=run.busy_s / taken)
-    reasons = [f"{target.name}: {reason}" for reason in (*series.reasons, *_broken(run, trial))]
-    about = {target.name: target.describe()}
-    return Measurement("server", workload, {target.name: series}, about, taken, reasons, trial)
+    busy = log.busy_s / elapsed
+    run = ServerRun(qps, bound_s, percentile, late=log.late, rows_per_batch=log.rows_per_batch, busy=busy)
+    reasons = [f"{target.name}: {reason}" for reason in (*series.reasons, *_broken(log, run))]
+    about = {target.name: target.predictor.describe()}
+    threads = target.predictor.threads
+    return Measurement("server", workload, {target.name: series}, about, threads, elapsed, reasons, run)
 
 
 def find_peak(measure: Callable[[float], Measurement], *, start: float) -> Measurement:
@@ -123,7 +127,7 @@ def find_peak(measure: Callable[[float], Measurement], *, start: float) -> Measu
 
     Args:
         measure: a server measurement at a rate.
-        start: the first rate to try, in queries a second.
+        start: the first rate to try, in requests a second.
 
     Returns:
         The valid measurement of the highest scheduled rate, at most 5 % below an invalid one; with every
@@ -151,23 +155,17 @@ def find_peak(measure: Callable[[float], Measurement], *, start: float) -> Measu
 
 
 def _qps(measurement: Measurement) -> float:
-    return measurement.trial.qps if measurement.trial else 0.0
+    return measurement.server.qps if measurement.server else 0.0
 
 
-def _batcher(target: Target, clock: Clock) -> MicroBatcher:
-    tokens, rows = budget(target)
-    predictor: Any = target
-    return MicroBatcher(predictor, max_tokens=tokens, max_rows=rows, clock=clock)
-
-
-class _Run:
-    """What happens to the queries of one run. ``done`` is called by the service's own thread."""
+class _Log:
+    """What happens to the requests of one run. ``done`` is called by the service's own thread."""
 
     def __init__(self, clock: Clock, due: NDArray[np.float64], bound_s: float, *, allowed: int) -> None:
         self._clock, self._start = clock, clock()
         self._due, self._bound_s = due, bound_s
         self.allowed, self.planned, self.over = allowed, len(due), 0
-        self.handed: list[float] = []
+        self.sent: list[float] = []
         self._answers: list[tuple[int, float, Batch]] = []
         self._failures: list[Exception] = []
 
@@ -176,7 +174,7 @@ class _Run:
         return (self._clock() - self._start) / 1e9
 
     def done(self, n: int, answer: Future[Answer]) -> None:
-        """Query n has its answer."""
+        """Request n has its answer."""
         ended = self.now()
         if answer.cancelled():
             return
@@ -189,13 +187,13 @@ class _Run:
 
     @property
     def hopeless(self) -> bool:
-        """So many queries were over the bound that the whole run cannot be below it any more."""
+        """Whether so many requests were over the bound that the run can no longer be valid."""
         return self.over > self.allowed
 
     @property
     def late(self) -> float:
-        """The share of queries handed over late."""
-        lateness = np.asarray(self.handed) - self._due[: len(self.handed)]
+        """The share of requests sent late."""
+        lateness = np.asarray(self.sent) - self._due[: len(self.sent)]
         return float((lateness > _LATE * self._bound_s).mean())
 
     @property
@@ -213,7 +211,7 @@ class _Run:
         return sum(batch.run_s + batch.finish_s for batch in self._batches)
 
     def series(self) -> Series:
-        """The queries that were answered, in the order in which they were due."""
+        """The requests that were answered, in the order in which they were due."""
         series = Series(rows=len(self._answers))
         for error in self._failures:
             series.fail(error)
@@ -224,24 +222,25 @@ class _Run:
             series.run_s.append(batch.run_s)
             series.finish_s.append(batch.finish_s)
             series.ended_s.append(ended)
-        padded = sum(batch.padded_tokens for batch in self._batches)
-        if padded:
-            series.padding = 1 - sum(batch.tokens for batch in self._batches) / padded
+        for batch in self._batches:
+            if batch.padded_tokens is not None:
+                series.tokens += batch.tokens
+                series.padded_tokens += batch.padded_tokens
         return series
 
 
-def _broken(run: _Run, trial: Trial) -> list[str]:
+def _broken(log: _Log, run: ServerRun) -> list[str]:
     """The rules of validity that a run broke."""
     reasons = []
-    if run.hopeless:
+    if log.hopeless:
         reasons.append(
-            f"{run.over} of the first {len(run.handed)} queries at {trial.qps:.4g}/s took longer than "
-            f"{1e3 * trial.bound_s:g} ms; p{100 * trial.percentile:g} is below that with 99 % confidence if at most "
-            f"{run.allowed} of all {run.planned} do. Lower --qps, raise --slo-ms, or search with --find-peak."
+            f"{log.over} of the first {len(log.sent)} requests at {run.qps:.4g}/s took longer than "
+            f"{1e3 * run.bound_s:g} ms; p{100 * run.percentile:g} is below that with 99 % confidence if at most "
+            f"{log.allowed} of all {log.planned} do. Lower `qps`, raise `bound_s`, or search with `find_peak`."
         )
-    if run.late > _LATE_QUERIES:
+    if run.late > _LATE_REQUESTS:
         reasons.append(
-            f"the generator handed over {100 * run.late:.2g} % of the queries late, by more than a tenth of the bound; "
-            "at most 1 % may be. Quieten the machine, leave it a core (--threads), or lower --qps."
+            f"the generator sent {100 * run.late:.2g} % of the requests late, by more than a tenth of the bound; "
+            "at most 1 % may be. Stop other work on the machine, leave a core to the generator, or lower `qps`."
         )
     return reasons

@@ -1,4 +1,4 @@
-"""The same graph in OpenVINO, behind the runner's three verbs. The only file that knows openvino.
+"""The same graph in OpenVINO, as a predictor. The only file that imports openvino.
 
 It prepares, cuts batches and finishes as the runner does; only what computes the graph differs.
 """
@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
 
 import numpy as np
 
-from levi_serving.batching import plan
-from levi_serving.bench.environment import PRELOADED, allocator
-from levi_serving.bench.scenarios import budget
+from levi_serving.engine.batching import plan
+from levi_serving.engine.runner import Runner
+from levi_serving.environment import PRELOADED, allocator
 from levi_serving.errors import LeviError, MissingExtraError, UsageError
 from levi_serving.predictions import Outputs, Predictions
-from levi_serving.preprocess import Encoded, Row
-from levi_serving.runner import Runner
+from levi_serving.rows.preprocess import Encoded, Row
 
 __all__ = ["OpenVino"]
 
@@ -31,7 +29,7 @@ class OpenVino:
 
     Raises:
         MissingExtraError: openvino is not installed.
-        UsageError: a memory allocator is preloaded that OpenVINO does not bear.
+        UsageError: a memory allocator is preloaded under which OpenVINO aborts the process.
         LeviError: OpenVINO cannot load the graph.
     """
 
@@ -39,16 +37,17 @@ class OpenVino:
         if (preloaded := allocator()) in PRELOADED:
             raise UsageError(
                 f"{preloaded} is preloaded, and OpenVINO's CPU plugin aborts the process where the C library's "
-                "allocator is replaced. Leave --against openvino out, or unset LD_PRELOAD."
+                "allocator is replaced. Measure without OpenVINO, or unset LD_PRELOAD."
             )
         try:
             import openvino
         except ModuleNotFoundError as error:
-            raise MissingExtraError("openvino", "openvino", "--against openvino") from error
-        self.name = "openvino" if exact else "openvino-default"
+            raise MissingExtraError("openvino", "openvino", "Measuring OpenVINO") from error
         self._runner = runner
+        self.task, self.limits, self.threads = runner.task, runner.limits, runner.threads
+        self.preprocessor, self.fingerprint = runner.preprocessor, runner.fingerprint
         settings: dict[str, object] = {
-            "INFERENCE_NUM_THREADS": runner.session.threads * runner.workers,
+            "INFERENCE_NUM_THREADS": runner.threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
@@ -58,19 +57,20 @@ class OpenVino:
         portable = [g.file for g in runner.bundle.manifest.graphs if (g.precision, g.device) == ("fp32", "any")]
         if not portable:
             raise LeviError(
-                f"{runner.bundle.folder} has no fp32 graph for any device, the one that OpenVINO is given. "
-                "Leave --against openvino out, or export the run again with --precision fp32."
+                f"{runner.bundle.folder} has no fp32 graph for every device, the one that OpenVINO runs. "
+                "Measure without OpenVINO, or export the run again with the precision fp32."
             )
         self._file = portable[0]
         try:
             self._compiled = core.compile_model(str(runner.bundle.folder / self._file), "CPU", settings)
         except RuntimeError as error:
             raise LeviError(
-                f"OpenVINO cannot load {runner.bundle.folder / self._file}: {error}. Leave --against openvino out."
+                f"OpenVINO cannot load {runner.bundle.folder / self._file}: {error}. Measure without OpenVINO."
             ) from error
         self._request = self._compiled.create_infer_request()
         self._inputs = [port.get_any_name() for port in self._compiled.inputs]
         self._version = metadata.version("openvino")
+        self._heads = runner.heads
 
     def prepare(self, rows: Sequence[Row], *, bad: dict[int, str] | None = None) -> Encoded:
         """As the runner.
@@ -82,30 +82,38 @@ class OpenVino:
 
     def run(self, encoded: Encoded) -> Outputs:
         """Run N prepared rows through the graph, cut as the runner cuts them."""
-        parts: list[tuple[Any, Any, Any]] = []
-        tokens, most = budget(self._runner)
-        for rows in plan(encoded.lengths, max_tokens=tokens, max_rows=most):
+        classes, heads = self.task.outputs, self._heads
+        logits = np.empty((len(encoded), classes), dtype=np.float32)
+        head_logits = np.empty((len(encoded), heads, classes), dtype=np.float32)
+        costs, padded = encoded.costs, 0
+        for rows in plan(costs, self.limits):
             feeds = encoded.batch(rows)
             answers = self._request.infer({name: feeds[name] for name in self._inputs}, share_inputs=True)
-            parts.append((rows, answers["logits"], answers["head_logits"]))
-        order = np.argsort(np.concatenate([rows for rows, _, _ in parts]))
-        return Outputs(
-            np.concatenate([logits for _, logits, _ in parts])[order],
-            np.concatenate([head_logits for _, _, head_logits in parts])[order],
-        )
+            logits[rows], head_logits[rows] = answers["logits"], answers["head_logits"]
+            padded += len(rows) * int(costs[rows].max())
+        return Outputs(logits, head_logits, padded)
 
     def finish(self, outputs: Outputs) -> Predictions:
         """As the runner."""
         return self._runner.finish(outputs)
 
+    def answer_columns(self, *, with_heads: bool = False, all_probabilities: bool = False) -> list[str]:
+        """As the runner."""
+        return self._runner.answer_columns(with_heads=with_heads, all_probabilities=all_probabilities)
+
+    def table(
+        self, predictions: Predictions, *, with_heads: bool = False, all_probabilities: bool = False
+    ) -> dict[str, list[object]]:
+        """As the runner."""
+        return self._runner.table(predictions, with_heads=with_heads, all_probabilities=all_probabilities)
+
     def describe(self) -> dict[str, object]:
         """What answers, and in which precision."""
-        tokens, rows = budget(self._runner)
         return {
             "openvino": self._version,
             "threads": self._compiled.get_property("INFERENCE_NUM_THREADS"),
             "precision": self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string(),
             "graph": self._file,
-            "max_batch_tokens": tokens,
-            "max_batch_rows": rows,
+            "max_batch_tokens": self.limits.tokens,
+            "max_batch_rows": self.limits.rows,
         }

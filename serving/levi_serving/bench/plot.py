@@ -1,8 +1,7 @@
-"""Latency against throughput, as a picture. The only file that knows matplotlib; it knows reports' documents."""
+"""Latency against throughput, as a picture. The only file that imports matplotlib; it knows reports' documents."""
 
 from __future__ import annotations
 
-import html
 import importlib.util
 import io
 from collections.abc import Mapping
@@ -11,52 +10,41 @@ from typing import Any
 
 from levi_serving.bench.report import in_words, threads_in_words
 from levi_serving.errors import MissingExtraError, UsageError
+from levi_serving.page import element, page
 
 __all__ = ["plot", "require"]
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito: told apart by all
+_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+)  # Okabe and Ito: also for the colour-blind
 _MARKERS = "osD^vP"
 _STROKES = ("-", "--", ":", "-.")
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }}
-svg {{ width: 100%; height: auto; }}
-pre {{ font-size: 12px; line-height: 1.45; background: #f6f6f4; padding: 1rem; overflow-x: auto; }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{figure}
-<pre>{table}</pre>
-</body>
-</html>
-"""
-
 
 def require(path: Path) -> None:
-    """Refuse before hours are spent measuring what then cannot be drawn.
+    """Refuse what cannot be drawn, before hours are spent measuring it.
 
     Raises:
         UsageError: the name does not end in .png or .html.
         MissingExtraError: matplotlib is not installed.
     """
     if path.suffix not in (".png", ".html"):
-        raise UsageError(f"--plot is {path}; expected a name that ends in .png or .html.")
+        raise UsageError(f"The plot's file is {path}; expected a name that ends in .png or .html.")
     if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", "plot", "--plot")
+        raise MissingExtraError("matplotlib", "plot", "Drawing a plot")
 
 
 def plot(document: Mapping[str, Any], path: Path) -> None:
-    """Draw a report: a series a target (its colour) and thread count (its stroke), a line a length through its batches.
+    """Draw a report: a colour for each target, a stroke for each thread count, a line through the batches of a length.
 
     Args:
         document: ``Report.to_dict()``.
-        path: ``.png``, or ``.html``: one file that needs nothing else, with the report's table below the picture.
+        path: ``.png``, or ``.html``: a page that needs nothing else, with the report's table below the picture.
 
     Raises:
         UsageError, MissingExtraError: see ``require``.
@@ -76,9 +64,8 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     picture = text.getvalue()
-    picture = picture[picture.index("<svg") :]
-    page = _PAGE.format(title=html.escape(title), figure=picture, table=html.escape(in_words(document)))
-    path.write_text(page, encoding="utf-8")
+    body = [picture[picture.index("<svg") :], element("pre", in_words(document))]
+    path.write_text(page(title, body), encoding="utf-8")
 
 
 _Point = tuple[float, float, float, str, bool]  # rows/s, p50 ms, p90 ms or p50 again, what it is, whether it is valid
@@ -139,4 +126,4 @@ def _draw(figure: Any, document: Mapping[str, Any]) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     legend = figure.legend(loc="outside right upper", frameon=False, fontsize=9, handlelength=3)
-    legend.set_title("beside a point: rows of a query, or\nqueries/s (hollow: over the bound)", prop={"size": 8})
+    legend.set_title("label of a point: rows of a request, or\nrequests/s (hollow: over the bound)", prop={"size": 8})

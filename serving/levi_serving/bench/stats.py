@@ -1,4 +1,4 @@
-"""The numbers of a benchmark: percentiles, early stopping, stability, ratios. Knows no clock and no model."""
+"""The numbers of a benchmark: percentiles, early stopping, stability, ratios."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 __all__ = [
     "PERCENTILE",
     "early_stopping",
-    "minimum_queries",
+    "minimum_requests",
     "percentile",
     "ratio",
     "shift",
@@ -32,7 +32,7 @@ def percentile(values: Sequence[float], p: float) -> float:
 
 
 def tolerated(n: int, p: float) -> int:
-    """The most slow queries among n for which the p-quantile is below the bound with 99 % confidence.
+    """The most slow requests among n for which the p-quantile is below the bound with 99 % confidence.
 
     That is the largest t with P(X <= t) <= 0.01 for X binomial with n trials of probability 1 - p
     (MLPerf loadgen's early stopping with tolerance 0); -1 when there is none.
@@ -47,8 +47,8 @@ def tolerated(n: int, p: float) -> int:
     return n
 
 
-def minimum_queries(p: float, *, slow: int = 1) -> int:
-    """The fewest queries that say anything of the p-quantile with ``slow`` queries above it."""
+def minimum_requests(p: float, *, slow: int = 1) -> int:
+    """The fewest requests that say anything of the p-quantile with ``slow`` requests above it."""
     low, high = slow, slow + 1
     while tolerated(high, p) < slow:
         low, high = high, 2 * high
@@ -61,18 +61,18 @@ def minimum_queries(p: float, *, slow: int = 1) -> int:
 def early_stopping(values: Sequence[float], p: float) -> float | None:
     """MLPerf's early-stopping estimate: a value that the true p-quantile is below, with 99 % confidence.
 
-    The slowest t - 1 are set aside and the slowest of the rest is reported, t being the most slow
-    queries that n queries tolerate. None when there are fewer than ``minimum_queries(p)``.
+    The slowest t - 1 are left out and the slowest of the rest is the estimate, t being the most slow
+    requests that n requests tolerate. None when there are fewer than ``minimum_requests(p)``.
     """
     slow = tolerated(len(values), p)
     return sorted(values)[len(values) - slow] if slow >= 1 else None
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Mean, extremes, and each percentile that so many values support."""
+    """Mean, extremes, and each percentile that this many values support."""
     result = {"mean": math.fsum(values) / len(values), "min": min(values), "max": max(values)}
     for p in _LISTED:
-        if p == 0.5 or len(values) >= minimum_queries(p):
+        if p == 0.5 or len(values) >= minimum_requests(p):
             result[f"p{100 * p:g}"] = percentile(values, p)
     return result
 
@@ -84,7 +84,7 @@ def stable(values: Sequence[float]) -> bool:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """How many times longer theirs takes than ours, from pairs measured side by side.
+    """How many times longer theirs takes than ours, from pairs measured in turns.
 
     Returns:
         ``median`` of theirs/ours over the pairs, and ``low`` and ``high``, its 95 % interval by order
@@ -107,7 +107,7 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
 def windows(values: Sequence[float], *, most: int = 20) -> list[float]:
     """The medians of consecutive stretches of a series, at most so many.
 
-    Neighbouring queries are alike (the machine is busy or it is not), so thousands of them say less than
+    Neighbouring requests are alike (the machine is busy or it is not), so thousands of them say less than
     as many independent ones would. Stretches long enough to have little to do with each other are nearly
     independent: the method of batch means (Law, Simulation Modeling and Analysis, §9.5.3), with medians.
     """
@@ -115,7 +115,7 @@ def windows(values: Sequence[float], *, most: int = 20) -> list[float]:
 
 
 def shift(old: Sequence[float], new: Sequence[float]) -> dict[str, float]:
-    """How many times as long ``new`` takes as ``old``, from two series measured apart, all above 0.
+    """How many times as long ``new`` takes as ``old``, from two series measured separately, all above 0.
 
     Returns:
         ``ratio``, the median of new/old over all pairs (Hodges and Lehmann 1963), and ``low`` and ``high``,

@@ -1,16 +1,16 @@
-"""What is asked in a benchmark: real rows, at their own lengths or cut to an exact one."""
+"""The requests of a benchmark: real rows, at their own lengths or cut to exact ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from levi_serving.bench.scenarios import Workload
+from levi_serving.bench.measurement import Workload
 from levi_serving.errors import UsageError
-from levi_serving.preprocess import Preprocessor, Row
+from levi_serving.rows.preprocess import Preprocessor, Row
 
 __all__ = ["fixed", "real", "workloads"]
 
-_DIFFERENT = 8  # batches before they repeat
+_DIFFERENT = 8  # requests before they repeat
 
 
 def fixed(
@@ -20,14 +20,14 @@ def fixed(
     batch_sizes: Sequence[int],
     lengths: Sequence[int],
 ) -> list[Workload]:
-    """Real rows with their text cut to exact lengths, for every batch size x length.
+    """Real rows with their text cut to exact lengths, one workload for each batch size and length.
 
     Raises:
         UsageError: a length is more than the model takes, no text has it, or the model does not read one text.
     """
     tokenization = preprocessor.tokenization
     if tokenization is None or tokenization.settings.pair:
-        raise UsageError("--length cuts a row's one text, but this model reads none or two. Leave --length out.")
+        raise UsageError("`lengths` are of a row's one text, but this model reads none or two. Leave `lengths` out.")
     column = tokenization.settings.column
     texts = [str(row[column]) for row in rows]
     workloads = []
@@ -39,7 +39,7 @@ def fixed(
             ]
         except ValueError as error:
             limit = tokenization.settings.max_length
-            raise UsageError(f"--length {length}: {error}; the model takes at most {limit} tokens.") from error
+            raise UsageError(f"`lengths` has {length}: {error}; the model takes at most {limit} tokens.") from error
         for size in batch_sizes:
             batches = [[cut[(start + n) % len(cut)] for n in range(size)] for start in range(len(cut))]
             workloads.append(Workload(batches, size, length))
@@ -47,7 +47,7 @@ def fixed(
 
 
 def real(rows: Sequence[Row], *, batch_sizes: Sequence[int]) -> list[Workload]:
-    """Rows in their own order and lengths, for every batch size; the last short batch is left out.
+    """Rows in their own order and lengths, one workload for each batch size; a last short batch is dropped.
 
     Raises:
         UsageError: there are fewer rows than a batch has.
@@ -56,7 +56,7 @@ def real(rows: Sequence[Row], *, batch_sizes: Sequence[int]) -> list[Workload]:
     for size in batch_sizes:
         batches = [rows[start : start + size] for start in range(0, len(rows) - size + 1, size)]
         if not batches:
-            raise UsageError(f"--batch-size {size} needs as many rows, but there are {len(rows)}.")
+            raise UsageError(f"`batch_sizes` has {size}, but there are only {len(rows)} rows. Give more rows.")
         workloads.append(Workload(batches, size))
     return workloads
 
@@ -68,7 +68,7 @@ def workloads(
     batch_sizes: Sequence[int],
     lengths: Sequence[int],
 ) -> list[Workload]:
-    """At exact lengths where some are given, else at the rows' own.
+    """Workloads of exact lengths where some are given, else of the rows' own lengths.
 
     Raises:
         UsageError: see ``fixed`` and ``real``.
