@@ -255,7 +255,7 @@ def existing(path: Path, what: str) -> None:
     if not path.exists():
         from levi_serving.errors import UsageError
 
-        raise UsageError(f"There is no {path}. Give the path of {what}.")
+        raise UsageError(f"{path} does not exist. Give the path of {what}.")
 
 
 def writable(*paths: Path | None) -> None:
