@@ -94,8 +94,8 @@ def several(*names: str, help: str, panel: str, kind: Any = str, of: str = "", *
         expected = {str: "values", int: "whole numbers from 1"}.get(kind, f"some of {', '.join(choices)}")
         raise typer.BadParameter(f"{text!r}; expected {expected}, separated by commas.")
 
-    def join(parts: list[list[Any]] | None) -> list[Any] | None:
-        return None if parts is None else [value for part in parts for value in part]
+    def join(parts: list[list[Any]] | None) -> list[Any]:
+        return [value for part in parts or () for value in part]  # Typer makes None of an empty list
 
     return option(*names, help=help, panel=panel, parser=read, callback=join, metavar=f"<{of},…>", **settings)
 
