@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from levi_deploy.cli import app, explain
 
+pytestmark = pytest.mark.slow
+
 HEADER = ["text", "label", "score", "topics", "price", "split"]
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 LEVI = [str(Path(sys.executable).with_name("levi"))]
 
 

@@ -13,6 +13,8 @@ import pytest
 from levi_deploy.cli import explain, extras
 from levi_serving.errors import RunError, UsageError
 
+pytestmark = pytest.mark.slow
+
 EXTRAS = [
     ("torch", "train"),
     ("transformers", "train"),

@@ -23,6 +23,8 @@ from levi_serving.bundle import Manifest, read_certificate
 from levi_serving.errors import ParityError, UsageError
 from levi_serving.rows.preprocess import Encoded
 
+pytestmark = pytest.mark.slow
+
 
 def answers(run: Run, bundle: Bundle, table) -> np.ndarray:
     """Rows of the table through the runner, less the torch model's answers, in shares of their spread."""

@@ -27,6 +27,8 @@ from levi_serving.predictions import Task
 from levi_serving.rows.images import ImageSettings
 from levi_serving.rows.preprocess import Preprocessing
 
+pytestmark = pytest.mark.slow
+
 INPUTS = tuple(
     Tensor(name=name, dtype="int64", shape=("batch", "sequence")) for name in ("input_ids", "attention_mask")
 )

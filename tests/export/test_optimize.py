@@ -30,6 +30,8 @@ from levi_serving.rows.images import ImageSettings
 from levi_serving.rows.preprocess import Preprocessing
 from levi_serving.rows.text import TextSettings
 
+pytestmark = pytest.mark.slow
+
 UNCUT = ("convnext", "mobilenet_v2", "gpt2")  # no tokens; or tokens of all rows in one matrix
 
 

@@ -19,6 +19,8 @@ from levi_serving.bundle import Manifest, read_certificate
 from levi_serving.errors import ParityError, ProviderError, UsageError
 from levi_serving.predictions import Outputs, Task
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def several(run, tmp_path_factory):

@@ -15,6 +15,8 @@ from levi_export.storage import save
 from levi_serving.bundle import Tensor
 from levi_serving.errors import ParityError
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 32
 MODULES = {  # by a node's first output: the module that it was traced from
     "hidden": "backbone.layer.0", "total": "exit", "deep": "exit", "kept": "exit", "product": "backbone.layer.1",

@@ -11,6 +11,8 @@ from levi_deploy.config import BRANCHES, Config, DataConfig, ModelConfig
 from levi_deploy.model.branches import Facts, branch_names, make
 from levi_serving.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 EDGES = np.asarray([[1, 1, 2, 3], [1, 2, 2, 1]])
 FACTS = Facts(vocabulary=50, pixels=(24, 32), numeric=2, categorical=(4, 3), nodes=(5, 4), edges=EDGES)
 ONLY = {

@@ -23,6 +23,8 @@ from levi_serving.rows.images import ImageSettings
 from levi_serving.rows.preprocess import Preprocessing
 from levi_serving.rows.text import TextSettings
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [name for name in FAMILIES if name not in IMAGES]
 
 

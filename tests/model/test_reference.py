@@ -9,6 +9,8 @@ import pytest
 
 from levi_serving.errors import LeviError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler: apt-get install g++")
 def test_compiled_it_answers_the_same(run, texts):

@@ -13,6 +13,8 @@ from levi_deploy.demo.steps import in_words
 from levi_deploy.run import Run
 from levi_serving import verify
 
+pytestmark = pytest.mark.slow
+
 METHODS = {"LEVI", "linear probe", "branch alone"}
 
 

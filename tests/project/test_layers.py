@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CIRCLE = "No package has a circle"
 SERVING, DEPLOY = "Serving is in layers", "Training and evaluation are in layers"

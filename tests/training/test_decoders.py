@@ -14,6 +14,8 @@ from levi_deploy.training import train
 from levi_export import export
 from levi_serving import Runner, predict_file, verify
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("family", "side"), [("llama", "left"), ("gpt2", "right")])
 def test_padding_and_last_token_from_file_to_file(family, side, table, tmp_path):

@@ -23,6 +23,8 @@ from levi_export import export
 from levi_serving import Runner, verify
 from levi_serving.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 COLOURS = {"blue": (30, 40, 200), "red": (210, 40, 30), "green": (20, 180, 50)}
 
 

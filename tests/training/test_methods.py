@@ -19,6 +19,8 @@ from levi_export import export
 from levi_serving import Runner, verify
 from levi_serving.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 
 def weights(run):
     return load_file(run.folder / "weights.safetensors")

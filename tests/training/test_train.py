@@ -21,6 +21,8 @@ from levi_deploy.training import train
 from levi_serving.errors import LeviError, RunError, TableError, UsageError
 from levi_serving.predictions import Task
 
+pytestmark = pytest.mark.slow
+
 
 def weights(run):
     return load_file(run.folder / "weights.safetensors")

@@ -18,6 +18,8 @@ from levi_export import export
 from levi_serving import Runner, verify
 from levi_serving.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 
 def answers_match(run, bundle, table):
     rows = list(csv.DictReader(table.read_text().splitlines()))[::9]

@@ -35,6 +35,8 @@ from levi_serving.rows.images import ImageSettings
 from levi_serving.rows.preprocess import Encoded, Preprocessing
 from levi_serving.rows.text import TextSettings
 
+pytestmark = pytest.mark.slow
+
 PEAK = Peak(threads=1, products=1e11, by="a stand-in", stream=1e10)
 
 

@@ -12,6 +12,8 @@ from levi_serving.bench import Report, Target, real, single
 from levi_serving.bench.openvino import OpenVino
 from levi_serving.errors import MissingExtraError, UsageError
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_missing_openvino_names_its_extra(runner, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
