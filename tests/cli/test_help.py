@@ -133,7 +133,7 @@ def test_lists_are_repeated_or_separated_by_commas(name, flag):
     both = [1, 2] if parameter.metavar == "<int,…>" else ["fp32", "int8"]
     assert read(flag, f"{one},{two}") == read(flag, one, flag, two) == read(flag, f"{one}, {two}") == both
     assert read(flag, f"{one},{two}", flag, one) == [*both, both[0]]
-    assert read() is None
+    assert not read()  # Typer makes None of it; ``--print-config`` would show an empty list
     with pytest.raises(Exception, match="separated by commas"):
         read(flag, f"{one},,{two}")
 
