@@ -26,7 +26,9 @@ T = TypeVar("T")
 BRANCH_GROUP = "levi_deploy.branches"
 """The entry points that add branches by name."""
 
-Pooling = Literal["attention", "mean", "first", "last"]
+Pooling = Literal["ladder", "tokens", "attention", "mean", "first", "last"]
+FIXED_POOLINGS = ("mean", "first", "last")
+"""The poolings that have nothing to learn."""
 BRANCHES = {
     "mlp": ("text",),
     "cnn": ("text", "image"),
@@ -48,9 +50,12 @@ class ModelConfig:
         backbone: a model's hub id or folder, for ``transformers.AutoModel``.
         taps: the depths that are read, 0 (embeddings) … L: a list, a number K to spread evenly over
             1 … L including the last layer, or ``all`` (0 … L). An empty list is the branch alone.
-        pooling: how a tap's tokens become one vector: ``attention`` learns queries; ``mean``, ``first`` and
+        pooling: how a tap's tokens become one vector: ``ladder`` climbs the taps with a narrow transformer block
+            each, ``tokens`` maps each token before pooling, ``attention`` learns queries; ``mean``, ``first`` and
             ``last`` are fixed.
-        queries: learned queries of each tap, for attention pooling.
+        queries: learned queries of each tap, for all poolings but the fixed ones.
+        side_width: width of the tokens that ``ladder`` and ``tokens`` make, a multiple of 4.
+        side_dropout: share of them dropped in training.
         branches: the small models trained from scratch, by name or import string; an empty list leaves
             them out; when not set, one that fits each input of the rows.
         branch_width: S, the width of a stage of one branch.
@@ -70,6 +75,8 @@ class ModelConfig:
     taps: tuple[int, ...] | int | Literal["all"] = 3
     pooling: Pooling = "attention"
     queries: int = 4
+    side_width: int = 96
+    side_dropout: float = 0.1
     branches: tuple[str, ...] | None = None
     branch_width: int = 64
     branch_depth: int | None = None
@@ -83,8 +90,19 @@ class ModelConfig:
     image_size: int | None = None
 
     def __post_init__(self) -> None:
-        _positive(self, "queries", "branch_width", "branch_depth", "branch_embedding", "max_length", "image_size")
-        _share(self, "branch_dropout", "head_dropout")
+        _positive(
+            self,
+            "queries",
+            "side_width",
+            "branch_width",
+            "branch_depth",
+            "branch_embedding",
+            "max_length",
+            "image_size",
+        )
+        _share(self, "side_dropout", "branch_dropout", "head_dropout")
+        if self.side_width % 4:
+            raise UsageError(f"`side_width` is {self.side_width}; expected a multiple of 4, the heads of a block.")
         for name in self.branches or ():
             if name not in BRANCHES and ":" not in name and not metadata.entry_points(group=BRANCH_GROUP, name=name):
                 raise UsageError(
@@ -139,6 +157,8 @@ class TrainingConfig:
         batch_size: rows in a step.
         learning_rate: AdamW's peak learning rate.
         weight_decay: AdamW's weight decay, on matrices only.
+        ema_decay: keep an exponential average of the weights that train, and validate and keep that one: the share of
+            the average that stays in each step, after a warm-up; 0 for the weights themselves.
         fine_tune: epochs in which the whole backbone is trained first, with a linear head, and then frozen; 0
             for none.
         fine_tune_rate: AdamW's peak learning rate in the epochs of ``fine_tune``.
@@ -160,6 +180,7 @@ class TrainingConfig:
     batch_size: int = 64
     learning_rate: float = 3e-4
     weight_decay: float = 0.01
+    ema_decay: float = 0.0
     fine_tune: int = 0
     fine_tune_rate: float = 2e-5
     train_backbone: bool = False
@@ -173,7 +194,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "epochs", "batch_size", "learning_rate", "fine_tune_rate", "patience")
-        _share(self, "abstain_share")
+        _share(self, "abstain_share", "ema_decay")
         if self.fine_tune < 0:
             raise UsageError(f"`fine_tune` is {self.fine_tune}; expected epochs from 1, or 0 for none.")
         if self.weight_decay < 0:

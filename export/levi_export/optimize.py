@@ -41,6 +41,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -314,12 +315,22 @@ def _leaves_graph(node: ir.Node) -> bool:
 
 
 def _folds_exchange(node: ir.Node) -> bool:
-    """Whether an exchange of the first two axes folds into the node's attribute: ``perm``, or ``axis`` of a read."""
-    return node.op_type == "Transpose" or _reads_first_token(node)
+    """Whether an exchange of the first two axes folds into what the node says of them: ``perm``, ``axis``, or axes."""
+    return node.op_type == "Transpose" or _reads_first_token(node) or _reduces_tokens(node)
+
+
+def _reduces_tokens(node: ir.Node) -> bool:
+    """Whether it reduces (B, T, …) over tokens alone, and that axis goes: ``hidden.amax(dim=1)``."""
+    if node.op_type not in _REDUCING or node.attributes.get_int("keepdims", 1) == 1:
+        return False
+    return len(_shape(node, 0)) > 2 and _axes(node, 1, len(_shape(node, 0))) == [1]
 
 
 def _fold_exchange(node: ir.Node, *, of_input: bool, of_output: bool) -> None:
-    """Let the node's own attribute exchange the first two axes of its input, of its output, or of both."""
+    """Let the node itself exchange the first two axes of its input, of its output, or of both."""
+    if node.op_type in _REDUCING:
+        node.replace_input_with(1, _constant(cast("ir.Graph", node.graph), [0 if of_input else 1]))
+        return
     if node.op_type == "Gather":
         node.attributes["axis"] = ir.AttrInt64("axis", 0 if of_input else 1)
         return

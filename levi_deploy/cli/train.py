@@ -24,7 +24,7 @@ from levi_deploy.cli.options import (
 )
 
 TaskChoice = Literal["auto", "classification", "multilabel", "regression"]
-Pooling = Literal["attention", "mean", "first", "last"]
+Pooling = Literal["ladder", "tokens", "attention", "mean", "first", "last"]
 
 _TABLE = "Training rows: CSV, TSV, JSONL, Parquet, or a folder of images with one folder a class."
 _BRANCH = "mlp, cnn, gru, transformer, tabular, graph, package.module:Class, or none."

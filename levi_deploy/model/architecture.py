@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from levi_deploy.config import FIXED_POOLINGS
 from levi_deploy.identity import Identity
 from levi_deploy.model.branches import Branch
 from levi_deploy.model.levi import Ensemble, Levi, stage_of
@@ -88,7 +89,7 @@ def architecture(levi: Levi, identity: Identity, stages: Sequence[int]) -> dict[
                 "depth": tap,
                 "width": identity.widths[tap],
                 "pooling": config.pooling,
-                "queries": config.queries if config.pooling == "attention" else 0,
+                "queries": 0 if config.pooling in FIXED_POOLINGS else config.queries,
                 "pooled": cast("int", pool.width),
                 **_counted(pool),
             }

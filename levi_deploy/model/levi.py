@@ -105,7 +105,7 @@ class Ensemble(nn.Module):
         self.names = branch_names(config, facts)
         branches = [make(name, facts, config) for name in self.names]
         self.branches = nn.ModuleList(branches)
-        pools = [pooling(config.pooling, width=width, queries=config.queries) for width in widths]
+        pools = [pooling(config, width) for width in widths]
         self.pools = nn.ModuleList(pools)
         self.heads = nn.ModuleList(
             AdaptingHead(
@@ -139,15 +139,19 @@ class Ensemble(nn.Module):
         return self.combine(self.pool(hidden, inputs), inputs)
 
     def pool(self, hidden: list[Tensor], inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Pool each tap over its tokens: K times (B, T, D) to K times (B, R·D)."""
+        """Pool each tap over its tokens, from the lowest up: K times (B, T, D) to K times (B, P)."""
         mask = inputs["attention_mask"] if self.masked else None
-        return [pool(tap, mask) for pool, tap in zip(self.pools, hidden, strict=True)]
+        pooled, state = [], None
+        for pool, tap in zip(self.pools, hidden, strict=True):
+            vector, state = pool(tap, mask, state)
+            pooled.append(vector)
+        return pooled
 
     def combine(self, pooled: list[Tensor], inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Let every adapting layer read its tap beside its branch stages, and average.
 
         Args:
-            pooled: the K taps, (B, R·D) each; empty for the branches alone.
+            pooled: the K taps, (B, P) each; empty for the branches alone.
             inputs: the rows' inputs by name.
 
         Returns:

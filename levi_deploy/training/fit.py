@@ -95,7 +95,8 @@ def fit(
         lr=config.learning_rate,
     )
     best = {name: tensor.clone() for name, tensor in _trained(levi).items()}
-    history = _resume(state, levi, optimizer, best)
+    averaged = [p.detach().clone() for p in parameters]
+    history = _resume(state, levi, optimizer, best, averaged)
     if history:
         on_epoch(history)
     while len(history) < config.epochs and not _finished(history, config.patience):
@@ -112,9 +113,11 @@ def fit(
             torch.autograd.backward(value)
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
+            _average(averaged, parameters, config.ema_decay, step)
             total, done = total + value.item() * len(rows), done + len(rows)
             if progress is not None:
                 progress(epoch, done, len(train))
+        _exchange(parameters, averaged)
         training_loss, validation_loss = total / done, _validation_loss(levi, validation)
         if not np.isfinite([training_loss, validation_loss]).all():
             raise LeviError(
@@ -132,11 +135,27 @@ def fit(
         )
         if _best(history) == epoch:
             best = {name: tensor.clone() for name, tensor in _trained(levi).items()}
-        _save(state, levi, optimizer, best, history)
+        _exchange(parameters, averaged)
+        _save(state, levi, optimizer, best, averaged, history)
         on_epoch(history)
     levi.load_state_dict(best, strict=False)
     levi.eval()
     return history
+
+
+@torch.no_grad()
+def _average(averaged: list[Tensor], parameters: list[nn.Parameter], decay: float, step: int) -> None:
+    """Move the average of the weights towards them; its memory is short at first, when it has seen little."""
+    decay = min(decay, (1 + step) / (10 + step))
+    for average, parameter in zip(averaged, parameters, strict=True):
+        average.lerp_(parameter, 1 - decay)
+
+
+@torch.no_grad()
+def _exchange(parameters: list[nn.Parameter], averaged: list[Tensor]) -> None:
+    """Put the average in the model's place, or the weights back."""
+    for parameter, other in zip(parameters, averaged, strict=True):
+        parameter.data, other.data = other.data, parameter.data
 
 
 def _loss(
@@ -234,18 +253,22 @@ def _save(
     levi: Levi,
     optimizer: torch.optim.Optimizer,
     best: dict[str, Tensor],
+    averaged: list[Tensor],
     history: list[dict[str, Any]],
 ) -> None:
     """Write all of the state as one file: it is whole, or it is the epoch before."""
     # Cloned: of weights that share memory, as tied embeddings do, safetensors would refuse the second.
     tensors = {f"weights/{name}": tensor.clone() for name, tensor in _trained(levi).items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    tensors |= {f"averaged/{number}": tensor.clone() for number, tensor in enumerate(averaged)}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in moments.items()}
     atomic.write(state, save(tensors, metadata={"history": json.dumps(history)}))
 
 
-def _resume(state: Path, levi: Levi, optimizer: torch.optim.Optimizer, best: dict[str, Tensor]) -> list[dict[str, Any]]:
+def _resume(
+    state: Path, levi: Levi, optimizer: torch.optim.Optimizer, best: dict[str, Tensor], averaged: list[Tensor]
+) -> list[dict[str, Any]]:
     """Take everything up where the state file left it; an empty history where there is none."""
     if not state.is_file():
         return []
@@ -258,6 +281,8 @@ def _resume(state: Path, levi: Levi, optimizer: torch.optim.Optimizer, best: dic
             if kind == "optimizer":
                 number, _, name = name.partition("/")
                 moments.setdefault(int(number), {})[name] = file.get_tensor(key)
+            elif kind == "averaged":
+                averaged[int(name)].copy_(file.get_tensor(key))
             else:
                 {"weights": weights, "best": best}[kind][name] = file.get_tensor(key)
     levi.load_state_dict(weights, strict=False)

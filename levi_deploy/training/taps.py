@@ -1,7 +1,7 @@
 """The tap cache: a frozen backbone's hidden states, computed once for a set of rows and kept.
 
 A row's taps never change, so every epoch, seed and ablation after the first reads them from disk,
-memory-mapped, a file a tap. Fixed pooling keeps (N, D) in float32; attention pooling keeps tokens in
+memory-mapped, a depth an entry. Fixed pooling keeps (N, D) in float32; the others keep tokens in
 float16: a text's real ones, ragged, no padding stored, and all of an image's.
 """
 
@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from levi_deploy.config import Pooling
+from levi_deploy.config import FIXED_POOLINGS, Pooling
 from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.pooling import FixedPooling
 from levi_serving.engine.batching import Limits, plan
@@ -30,8 +30,8 @@ from levi_serving.rows.preprocess import Encoded
 
 __all__ = ["Taps", "compute"]
 
-_VERSION = 2
-_ABOUT = "about.json"
+_VERSION = 3
+_ABOUT, _VALUES = "about.json", "values.bin"
 _LIMITS = Limits(tokens=2048, rows=512)  # fits a CPU's caches; larger batches were slower
 
 Progress = Callable[[int, int], None]
@@ -60,13 +60,13 @@ class Taps:
             return [torch.from_numpy(values[rows].astype(np.float32)) for values in self.values]
         tokens = self.encoded.tokens
         assert tokens is not None  # noqa: S101  # ragged taps are a text's
-        places = np.concatenate([np.arange(tokens.offsets[row], tokens.offsets[row + 1]) for row in rows])
-        real = tokens.real(rows)
+        real, places = tokens.real(rows), tokens.places(rows)
+        where = np.flatnonzero(real)
         taps = []
         for values in self.values:
-            padded = np.zeros((*real.shape, values.shape[1]), dtype=np.float32)
-            padded[real] = values[places]
-            taps.append(torch.from_numpy(padded))
+            padded = np.zeros((real.size, values.shape[1]), dtype=np.float32)
+            padded[where] = values[places]
+            taps.append(torch.from_numpy(padded.reshape(*real.shape, -1)))
         return taps
 
 
@@ -78,7 +78,9 @@ def compute(
     folder: Path,
     progress: Progress | None = None,
 ) -> Taps:
-    """Compute the taps of N rows, or open them where they lie computed.
+    """Compute the taps of N rows, or open those that lie computed.
+
+    Each depth is an entry of its own, so models that read different depths share what they have in common.
 
     Args:
         backbone: frozen.
@@ -88,40 +90,40 @@ def compute(
         progress: given rows done and N, after each batch.
 
     Raises:
-        UsageError: the disk has no room for the entry.
+        UsageError: the disk has no room for the entries.
         LeviError: a hidden state does not fit float16.
     """
-    fixed = pooling != "attention"
-    entry = folder / "taps" / _key(backbone, encoded, pooling)
-    if not (entry / _ABOUT).is_file():
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".computing-", dir=entry.parent))
+    fixed = pooling in FIXED_POOLINGS
+    entries = folder / "taps" / _key(backbone, encoded, pooling)
+    missing = [depth for depth in backbone.taps if not (entries / str(depth) / _ABOUT).is_file()]
+    if missing:
+        entries.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".computing-", dir=entries))
         try:
-            store = _Store(aside, encoded, fixed=fixed)
+            store = _Store(aside, encoded, missing, fixed=fixed)
             _fill(store, backbone, encoded, pooling, progress)
-            store.close({"backbone": backbone.identity.name, "taps": backbone.taps, "pooling": pooling})
-            try:
-                aside.rename(entry)
-            except OSError:
-                if not (entry / _ABOUT).is_file():  # another process may have finished the same entry first
-                    raise
+            store.close({"backbone": backbone.identity.name, "pooling": pooling if fixed else "none"})
+            for depth in missing:
+                try:
+                    (aside / str(depth)).rename(entries / str(depth))
+                except OSError:
+                    if not (entries / str(depth) / _ABOUT).is_file():  # another process may have finished it first
+                        raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    shapes = json.loads((entry / _ABOUT).read_text(encoding="utf-8"))["shapes"]
     dtype = np.float32 if fixed else np.float16
-    values = [np.memmap(_file(entry, k), dtype=dtype, mode="r", shape=tuple(shape)) for k, shape in enumerate(shapes)]
+    values = []
+    for depth in backbone.taps:
+        shape = json.loads((entries / str(depth) / _ABOUT).read_text(encoding="utf-8"))["shape"]
+        values.append(np.memmap(entries / str(depth) / _VALUES, dtype=dtype, mode="r", shape=tuple(shape)))
     return Taps(list(values), encoded, fixed)
 
 
-def _file(folder: Path, k: int) -> Path:
-    return folder / f"tap_{k}.bin"
-
-
 def _key(backbone: Backbone, encoded: Encoded, pooling: Pooling) -> str:
-    """A digest of all that the taps depend on: weights, depths, pooling, and what the backbone reads of the rows."""
-    stored = pooling if pooling != "attention" else "tokens"
+    """A digest of all that the taps of any depth depend on: weights, pooling, and what the backbone reads of rows."""
+    stored = pooling if pooling in FIXED_POOLINGS else "tokens"
     settings = encoded.settings.text if backbone.identity.modality == "text" else encoded.settings.image
-    digest = hashlib.sha256(repr((_VERSION, backbone.identity.digest, backbone.taps, stored, settings)).encode())
+    digest = hashlib.sha256(repr((_VERSION, backbone.identity.digest, stored, settings)).encode())
     names = ("ids", "offsets", "types") if backbone.identity.modality == "text" else ("pixel_values",)
     arrays = encoded.stored()
     for name in names:
@@ -131,10 +133,10 @@ def _key(backbone: Backbone, encoded: Encoded, pooling: Pooling) -> str:
 
 
 class _Store:
-    """The files of one entry while they are written; their shapes are known with the first batch."""
+    """The entries of some depths while they are written; their shapes are known with the first batch."""
 
-    def __init__(self, folder: Path, encoded: Encoded, *, fixed: bool) -> None:
-        self.folder, self.encoded, self.fixed = folder, encoded, fixed
+    def __init__(self, folder: Path, encoded: Encoded, depths: Sequence[int], *, fixed: bool) -> None:
+        self.folder, self.encoded, self.depths, self.fixed = folder, encoded, depths, fixed
         self.values: list[np.memmap[Any, Any]] = []
 
     def open(self, taps: list[Tensor]) -> None:
@@ -150,9 +152,10 @@ class _Store:
                 f"The taps of {count} rows need {needed / 1e9:.1f} GB, but {self.folder.parent} has {free / 1e9:.1f} "
                 "GB free. Point LEVI_CACHE to a larger disk, tap fewer layers, or set `pooling` to mean."
             )
-        self.values = [
-            np.memmap(_file(self.folder, k), dtype=dtype, mode="w+", shape=shape) for k, shape in enumerate(shapes)
-        ]
+        for depth, shape in zip(self.depths, shapes, strict=True):
+            (self.folder / str(depth)).mkdir()
+            file = self.folder / str(depth) / _VALUES
+            self.values.append(np.memmap(file, dtype=dtype, mode="w+", shape=shape))
 
     def write(self, places: NDArray[np.int64], taps: list[Tensor]) -> None:
         """Put each tap's rows at their places.
@@ -167,37 +170,37 @@ class _Store:
                 tap = tap.to(torch.float16)
                 if not torch.isfinite(tap).all():
                     raise LeviError(
-                        "A hidden state of this backbone is too large for float16, in which attention pooling stores "
-                        "tokens. Set `pooling` to mean, first or last, which store float32."
+                        "A hidden state of this backbone is too large for float16, in which its tokens are stored. "
+                        "Set `pooling` to mean, first or last, which store float32."
                     )
             values[places] = tap.numpy()
 
     def close(self, about: dict[str, Any]) -> None:
         """Write everything out."""
-        for values in self.values:
+        for depth, values in zip(self.depths, self.values, strict=True):
             values.flush()
-        shapes = [values.shape for values in self.values]
-        (self.folder / _ABOUT).write_text(json.dumps({**about, "shapes": shapes}) + "\n", encoding="utf-8")
+            text = json.dumps({**about, "depth": depth, "shape": values.shape})
+            (self.folder / str(depth) / _ABOUT).write_text(text + "\n", encoding="utf-8")
 
 
 @torch.inference_mode()
 def _fill(store: _Store, backbone: Backbone, encoded: Encoded, pooling: Pooling, progress: Progress | None) -> None:
-    pool = FixedPooling(pooling, 0) if pooling != "attention" else None
+    pool = FixedPooling(pooling, 0) if pooling in FIXED_POOLINGS else None
     text = backbone.identity.modality == "text"
     tokens = encoded.tokens
     done = 0
     for rows in plan(encoded.costs, _LIMITS):
         feeds = {name: torch.from_numpy(array) for name, array in encoded.batch(rows).items()}
-        hidden = backbone(feeds)  # K × (B, T, D)
+        taps = dict(zip(backbone.taps, backbone(feeds), strict=True))
+        hidden = [taps[depth] for depth in store.depths]  # (B, T, D) each
         mask = feeds["attention_mask"] if text else None
         if pool is not None:
-            store.write(rows, [pool(tap, mask) for tap in hidden])
+            store.write(rows, [pool(tap, mask)[0] for tap in hidden])
         elif mask is None or tokens is None:
             store.write(rows, hidden)
         else:
-            places = np.concatenate([np.arange(tokens.offsets[row], tokens.offsets[row + 1]) for row in rows])
             real = mask.bool()
-            store.write(places, [tap[real] for tap in hidden])  # (sum of lengths, D), row after row
+            store.write(tokens.places(rows), [tap[real] for tap in hidden])  # (sum of lengths, D), row after row
         done += len(rows)
         if progress is not None:
             progress(done, len(encoded))

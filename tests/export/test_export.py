@@ -61,6 +61,8 @@ def test_the_graph_is_the_torch_model(run, bundle):
 VARIANTS = {
     "mean pooling, embeddings tapped": {"model": {"pooling": "mean", "taps": (0, 4)}},
     "first token, probabilities": {"model": {"pooling": "first", "average": "probabilities", "branches": ()}},
+    "tokens read one by one": {"model": {"pooling": "tokens", "side_width": 16}},
+    "a ladder": {"model": {"pooling": "ladder", "side_width": 16}, "training": {"ema_decay": 0.9}},
     "last token, linear heads": {"model": {"pooling": "last", "head_hidden": 0}},
     "multilabel": {
         "data": {"target": "topics", "task": "multilabel"},

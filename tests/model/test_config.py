@@ -35,9 +35,15 @@ def test_taps(taps, depth, expected):
         (lambda: ModelConfig(taps=(), branches=()), "nothing reads the input"),
         (lambda: ModelConfig(branch_dropout=1.0), "`branch_dropout` is 1.0"),
         (lambda: ModelConfig(queries=0), "`queries` is 0"),
+        (lambda: ModelConfig(side_width=90), "`side_width` is 90; expected a multiple of 4"),
+        (lambda: ModelConfig(side_dropout=1.0), "`side_dropout` is 1.0"),
+        (lambda: TrainingConfig(ema_decay=1.0), "`ema_decay` is 1.0"),
         (lambda: TrainingConfig(learning_rate=-1.0), "`learning_rate` is -1.0"),
         (lambda: TrainingConfig(head_weights=(0.0, 0.0)), "not all 0"),
-        (lambda: Config.read(None, model={"pooling": "max"}), "`pooling` is 'max'; expected 'attention' or 'mean'"),
+        (
+            lambda: Config.read(None, model={"pooling": "max"}),
+            "`pooling` is 'max'; expected 'ladder' or 'tokens' or 'attention' or 'mean'",
+        ),
         (lambda: Config.read(None, model={"taps": "some"}), "`taps` is 'some'"),
         (lambda: Config.read(None, training={"epochs": 2.5}), "`epochs` is 2.5; expected a whole number"),
         (

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModel
 
-from levi_deploy.config import ModelConfig
+from levi_deploy.config import ModelConfig, Pooling
 from levi_deploy.model import Backbone, Levi
 from levi_deploy.model.build import build
 from levi_deploy.model.heads import average, loss
 from levi_deploy.model.levi import stage_of
-from levi_deploy.model.pooling import AttentionPooling, FixedPooling
+from levi_deploy.model.pooling import AttentionPooling, FixedPooling, Rung, TokenReading
 from levi_serving.errors import UsageError
 from levi_serving.predictions import Task
 from levi_serving.rows.preprocess import Preprocessing
@@ -82,7 +85,7 @@ def _levi(backbone, **changes) -> Levi:
     return Levi(loaded, ensemble).eval()
 
 
-@pytest.mark.parametrize("pooling", ["attention", "mean", "first", "last"])
+@pytest.mark.parametrize("pooling", get_args(Pooling))
 @pytest.mark.parametrize("branches", [("mlp",), ("cnn", "gru"), ("transformer",), ()])
 def test_a_row_answers_alike_alone_and_padded(backbone, batch, pooling, branches):
     levi = _levi(backbone, pooling=pooling, branches=branches)
@@ -94,8 +97,9 @@ def test_a_row_answers_alike_alone_and_padded(backbone, batch, pooling, branches
     torch.testing.assert_close(alone[0], logits[1], rtol=1e-4, atol=1e-5)
 
 
-def test_only_the_ensemble_trains_and_all_of_it(backbone, batch):
-    levi = _levi(backbone)
+@pytest.mark.parametrize("pooling", ["attention", "tokens", "ladder"])
+def test_only_the_ensemble_trains_and_all_of_it(backbone, batch, pooling):
+    levi = _levi(backbone, pooling=pooling)
     _, head_logits = levi(*batch)
     loss(head_logits, torch.tensor([0, 1, 2]), "classification", torch.ones(2)).backward()
     without = [name for name, p in levi.ensemble.named_parameters() if p.grad is None or not p.grad.any()]
@@ -106,22 +110,59 @@ def test_only_the_ensemble_trains_and_all_of_it(backbone, batch):
 def test_poolings_by_hand():
     hidden = torch.arange(24.0).reshape(2, 3, 4)
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
-    assert FixedPooling("mean", 4)(hidden, mask).tolist() == [[4, 5, 6, 7], [14, 15, 16, 17]]
-    assert FixedPooling("first", 4)(hidden, mask).tolist() == [[0, 1, 2, 3], [12, 13, 14, 15]]
-    assert FixedPooling("last", 4)(hidden, mask).tolist() == [[8, 9, 10, 11], [16, 17, 18, 19]]
+    assert FixedPooling("mean", 4)(hidden, mask)[0].tolist() == [[4, 5, 6, 7], [14, 15, 16, 17]]
+    assert FixedPooling("first", 4)(hidden, mask)[0].tolist() == [[0, 1, 2, 3], [12, 13, 14, 15]]
+    assert FixedPooling("last", 4)(hidden, mask)[0].tolist() == [[8, 9, 10, 11], [16, 17, 18, 19]]
     left = torch.tensor([[1, 1, 1], [0, 1, 1]])
-    assert FixedPooling("last", 4)(hidden, left).tolist() == [[8, 9, 10, 11], [20, 21, 22, 23]]
+    assert FixedPooling("last", 4)(hidden, left)[0].tolist() == [[8, 9, 10, 11], [20, 21, 22, 23]]
 
 
 def test_attention_pooling_is_softmax_over_real_tokens():
     torch.manual_seed(0)
     pool = AttentionPooling(4, 2)
     hidden, mask = torch.randn(1, 3, 4), torch.tensor([[1, 1, 0]])
-    pooled = pool(hidden, mask)
+    pooled, _ = pool(hidden, mask)
     real = hidden[0, :2]
     expected = [real.mean(dim=0)]
     expected += [((real @ query / 2).softmax(dim=0) @ real) for query in pool.queries]
     torch.testing.assert_close(pooled[0], torch.cat(expected))
+
+
+def test_token_reading_maps_each_token_and_pools_real_ones():
+    torch.manual_seed(0)
+    pool = TokenReading(8, ModelConfig(queries=2, side_width=4)).eval()
+    hidden, mask = torch.randn(1, 3, 8), torch.tensor([[1, 1, 0]])
+    pooled, handed_up = pool(hidden, mask)
+    real = hidden[0, :2]
+    tokens = F.gelu(pool.project(F.layer_norm(real, (8,))))
+    queries = pool.summary.attend.queries
+    expected = [real.mean(dim=0), tokens.mean(dim=0)]
+    expected += [(tokens @ query / 2).softmax(dim=0) @ tokens for query in queries]
+    torch.testing.assert_close(pooled[0], torch.cat([*expected, tokens.amax(dim=0)]))
+    assert pooled.shape == (1, pool.width)
+    assert handed_up is None
+
+
+def test_a_rung_is_a_transformer_block_on_the_tap_and_what_lies_below():
+    """Against torch's own pre-norm block with the same weights."""
+    torch.manual_seed(0)
+    rung = Rung(8, ModelConfig(queries=2, side_width=16)).eval()
+    hidden, below, mask = torch.randn(2, 5, 8), torch.randn(2, 5, 16), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    block = torch.nn.TransformerEncoderLayer(16, 4, 32, activation=F.gelu, batch_first=True, norm_first=True).eval()
+    block.self_attn.in_proj_weight, block.self_attn.in_proj_bias = rung.attend.weight, rung.attend.bias
+    block.self_attn.out_proj = rung.mix
+    block.norm1, block.norm2, block.linear1, block.linear2 = rung.norm_attend, rung.norm_net, rung.net[0], rung.net[2]
+    start = rung.project(F.layer_norm(hidden, (8,)))
+    real = mask.bool()
+    with torch.no_grad():
+        pooled, state = rung(hidden, mask, below)
+        expected = block(start + below, src_key_padding_mask=~real)
+        torch.testing.assert_close(state[real], expected[real])
+        torch.testing.assert_close(pooled[1, :8], hidden[1, :3].mean(dim=0))
+        torch.testing.assert_close(pooled[1, -16:], state[1, :3].amax(dim=0))
+        fewer = torch.randn(2, 3, 16)  # as of a backbone that halves its feature maps
+        _, state = rung(hidden, None, fewer)
+        torch.testing.assert_close(state, block(start + fewer.mean(dim=1, keepdim=True)))
 
 
 def test_average_of_logits_and_of_probabilities():

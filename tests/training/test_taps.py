@@ -58,7 +58,7 @@ def test_fixed_taps_are_pooled(loaded, encoded, tmp_path, pooling):
     for row in (0, 11, 59):
         hidden, mask = direct(loaded, encoded, row)
         for tap, states in zip(stored.batch(np.asarray([row])), hidden, strict=True):
-            torch.testing.assert_close(tap, FixedPooling(pooling, 32)(states, mask), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(tap, FixedPooling(pooling, 32)(states, mask)[0], atol=1e-5, rtol=1e-5)
 
 
 def count_batches(monkeypatch):
@@ -90,7 +90,12 @@ def test_they_are_computed_once_and_keyed(loaded, backbone, encoded, tmp_path, m
         calls.clear()
         compute(model, rows, pooling, folder=tmp_path)
         assert calls, "what differs is computed anew"
-    assert len(list((tmp_path / "taps").iterdir())) == 5
+    assert len(list((tmp_path / "taps").iterdir())) == 4
+    assert len(list((tmp_path / "taps").glob("*/*"))) == 4 * 3 + 1, "a depth more is an entry more"
+    calls.clear()
+    some = compute(Backbone.load(str(backbone), lambda _: (2, 3)), encoded, "mean", folder=tmp_path)
+    assert not calls, "depths that other models have read lie there"
+    np.testing.assert_array_equal(some.values[0], first.values[1])
 
 
 def test_an_interruption_leaves_nothing_half_done(loaded, encoded, tmp_path, monkeypatch):
@@ -104,7 +109,7 @@ def test_an_interruption_leaves_nothing_half_done(loaded, encoded, tmp_path, mon
 
     with pytest.raises(KeyboardInterrupt):
         compute(loaded, encoded, "mean", folder=tmp_path, progress=stop)
-    assert list((tmp_path / "taps").iterdir()) == []
+    assert list((tmp_path / "taps").glob("*/*")) == []
     assert all(np.isfinite(tap).all() for tap in compute(loaded, encoded, "mean", folder=tmp_path).values)
 
 
