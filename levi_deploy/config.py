@@ -64,7 +64,9 @@ class ModelConfig:
         branch_dropout: share of a branch stage dropped in training.
         head_hidden: hidden units of an adapting layer; 0 makes it linear.
         head_dropout: share of an adapting layer's inputs dropped in training.
-        average: what of the heads is averaged: ``logits`` or ``probabilities``.
+        average: ``equal`` gives each head the same weight, as the paper does; ``weighed`` fits the weights on ID
+            validation, held towards equal.
+        average_of: what of the heads is averaged: ``logits`` or ``probabilities``.
         lora: rank of the adapters that train in the backbone together with the rest; 0 for none. Taps then
             change with every step, so they are not stored.
         max_length: the most tokens of a row.
@@ -84,7 +86,8 @@ class ModelConfig:
     branch_dropout: float = 0.3
     head_hidden: int = 128
     head_dropout: float = 0.1
-    average: Literal["logits", "probabilities"] = "logits"
+    average: Literal["weighed", "equal"] = "equal"
+    average_of: Literal["logits", "probabilities"] = "logits"
     lora: int = 0
     max_length: int = 256
     image_size: int | None = None

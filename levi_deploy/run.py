@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run"]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 RECORD = "run.json"
 WEIGHTS = "weights.safetensors"
 ADAPTERS = "adapters.safetensors"

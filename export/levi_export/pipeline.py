@@ -195,7 +195,7 @@ def _manifest(trained: Run, levi: Levi, structure: Structure, graphs: Sequence[G
         preprocessing=trained.preprocessing,
         inputs=inputs(levi, trained.preprocessing),
         outputs=outputs(heads=len(levi.ensemble.heads), classes=trained.task.outputs),
-        average=trained.config.model.average,
+        average=trained.config.model.average_of,
         taps=trained.taps,
         model={
             **architecture,

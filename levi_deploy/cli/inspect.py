@@ -72,15 +72,18 @@ def _tree(model: Any, parameters: Any, task: str, labels: Any) -> list[str]:
         parts.append(
             (f"├─ branch {branch['name']}: {reads} → M = {branch['stages']} stages of (B, {branch['width']})", branch)
         )
+    weighed = len({head.get("weight") for head in model["heads"]}) > 1  # bundles of older versions name no weights
     for k, head in enumerate(model["heads"]):
         read = [f"tap {head['tap']}"] if head["tap"] is not None else []
         read += [f"{b['name']} stage {m}" for b, m in zip(model["branches"], head["stages"], strict=True)]
         hidden = f"{head['hidden']} hidden units → " if head["hidden"] else ""
-        parts.append((f"├─ head {k + 1}: [{' ; '.join(read)}] → {hidden}(B, {head['outputs']})", head))
+        weight = f" · {head['weight']:.2f}" if weighed else ""
+        parts.append((f"├─ head {k + 1}: [{' ; '.join(read)}] → {hidden}(B, {head['outputs']}){weight}", head))
     heads = len(model["heads"])
     of = "values" if task == "regression" else model["average"]
     rows = [(text, f"{part['trained']:,}", f"{part['frozen']:,}") for text, part in parts]
-    rows.append((f"└─ mean of the K = {heads} heads' {of} → (B, {classes})", "", ""))
+    how = "weighed sum" if weighed else "mean"
+    rows.append((f"└─ {how} of the K = {heads} heads' {of} → (B, {classes})", "", ""))
     rows.insert(0, ("", "trained", "frozen"))
     rows.append(("", f"{parameters['trained']:,}", f"{parameters['frozen']:,}"))
     wide, left, right = (max(len(row[n]) for row in rows) for n in range(3))

@@ -66,7 +66,7 @@ def architecture(levi: Levi, identity: Identity, stages: Sequence[int]) -> dict[
     Returns:
         ``backbone`` (its ``layers`` L, and ``widths`` D at depths 0 … L), ``taps`` (``depth``, D, and
         ``pooled``, the width of the pooled tap), ``branches`` (``stages`` M and ``width`` S), ``heads``
-        (the ``tap`` it reads, and the stage of each branch, from 1) and ``average``. Each part says how
+        (the ``tap`` it reads, the stage of each branch, from 1, and its ``weight``) and ``average``. Each part says how
         many of its parameters were ``trained``; ``frozen`` counts those the model keeps: none above the
         deepest tap.
     """
@@ -111,11 +111,12 @@ def architecture(levi: Levi, identity: Identity, stages: Sequence[int]) -> dict[
                 "stages": [1 + stage_of(k, heads=heads, stages=count) for count in stages],
                 "hidden": config.head_hidden,
                 "outputs": ensemble.task.outputs,
+                "weight": round(float(ensemble.weights[k]), 4),
                 **_counted(head),
             }
             for k, head in enumerate(ensemble.heads)
         ],
-        "average": config.average,
+        "average": config.average_of,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -46,17 +45,28 @@ class AdaptingHead(nn.Module):
         return result
 
 
-def average(head_logits: Tensor, of: Literal["logits", "probabilities"], kind: TaskKind) -> Tensor:
-    """The prediction: the mean over the K heads, (B, K, C) to logits (B, C).
+def average(
+    head_logits: Tensor, of: Literal["logits", "probabilities"], kind: TaskKind, weights: Tensor | None = None
+) -> Tensor:
+    """The prediction: the average over the K heads, (B, K, C) to logits (B, C).
 
-    The mean of probabilities is returned as its logits, so that softmax (or the logistic function, for
-    multilabel) gives it back. Regression has no probabilities: both choices are the plain mean.
+    The average of probabilities is returned as its logits, so that softmax (or the logistic function, for
+    multilabel) gives it back. Regression has no probabilities: both choices are the average of its values.
+
+    Args:
+        head_logits: (B, K, C).
+        of: what is averaged.
+        kind: what the logits mean.
+        weights: of the heads, (K,), above 0 and summing to 1; equal when None.
     """
     if of == "logits" or kind == "regression":
-        return head_logits.mean(dim=1)
+        return head_logits.mean(dim=1) if weights is None else (head_logits * weights[:, None]).sum(dim=1)
+    heads = head_logits.shape[1]
+    shares = (torch.full((heads,), 1 / heads) if weights is None else weights).log()[:, None].to(head_logits)
     if kind == "classification":
-        return head_logits.log_softmax(dim=2).logsumexp(dim=1) - math.log(head_logits.shape[1])
-    return F.logsigmoid(head_logits).logsumexp(dim=1) - F.logsigmoid(-head_logits).logsumexp(dim=1)
+        return (head_logits.log_softmax(dim=2) + shares).logsumexp(dim=1)
+    holds, fails = F.logsigmoid(head_logits) + shares, F.logsigmoid(-head_logits) + shares
+    return holds.logsumexp(dim=1) - fails.logsumexp(dim=1)
 
 
 def loss(

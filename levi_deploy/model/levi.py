@@ -122,6 +122,9 @@ class Ensemble(nn.Module):
         self.scale: Tensor
         self.register_buffer("shift", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
+        # Of the heads in the average; fitted on ID validation after training where they are not all the same.
+        self.weights: Tensor
+        self.register_buffer("weights", torch.full((len(self.heads),), 1 / len(self.heads)))
         # Fitted on ID validation after training: softmax(logits / temperature) is calibrated (Guo et al. 2017).
         self.temperature: Tensor
         self.register_buffer("temperature", torch.ones(()))
@@ -170,8 +173,9 @@ class Ensemble(nn.Module):
         )  # (B, K, C)
         if self.task.kind == "regression":
             head_logits = head_logits * self.scale + self.shift
-            return average(head_logits, self.config.average, self.task.kind), head_logits
-        return average(head_logits, self.config.average, self.task.kind) / self.temperature, head_logits
+        weights = self.weights if self.config.average == "weighed" else None
+        logits = average(head_logits, self.config.average_of, self.task.kind, weights)
+        return logits if self.task.kind == "regression" else logits / self.temperature, head_logits
 
 
 def stage_of(k: int, *, heads: int, stages: int) -> int:

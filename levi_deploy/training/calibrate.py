@@ -1,8 +1,8 @@
-"""What is fitted on ID validation once the weights are: a temperature, and where to abstain."""
+"""What is fitted on ID validation once training is done: the heads' weights, a temperature, where to abstain."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -10,12 +10,60 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from levi_deploy.model.heads import average
 from levi_serving.errors import UsageError
 from levi_serving.predictions import TaskKind
 
-__all__ = ["abstain_above", "temperature"]
+__all__ = ["abstain_above", "head_weights", "temperature"]
 
 _LOW, _HIGH = 0.05, 20.0
+_PSEUDO = 5.0
+"""Rows that each head is credited with before any is seen."""
+
+
+def head_weights(
+    head_logits: NDArray[np.float32],
+    targets: NDArray[Any],
+    *,
+    of: Literal["logits", "probabilities"],
+    kind: TaskKind,
+) -> NDArray[np.float32]:
+    """The weights of the heads that make the targets most likely, under a Dirichlet prior around equal weights.
+
+    Maximum a posteriori of the weights, together with the average's temperature (regression: with errors of the spread
+    that the equal average leaves), so that a head is not preferred for being sharper. The prior counts as five rows
+    for each head: few validation rows leave the weights nearly equal.
+
+    Args:
+        head_logits: (N, K, C); regression: the heads' values.
+        targets: (N,) class numbers, (N, C) zeros and ones, or (N,) values.
+        of: what the average is taken of.
+        kind: what the logits mean.
+
+    Returns:
+        (K,) float32, above 0, summing to 1.
+    """
+    scores = torch.from_numpy(head_logits).double()
+    answers = torch.from_numpy(targets).double() if kind == "regression" else torch.from_numpy(targets)
+    count, heads, classes = scores.shape
+    spread = (scores.mean(dim=1)[:, 0] - answers).square().mean().clamp_min(1e-12) if kind == "regression" else None
+    free = torch.zeros(heads + 1, dtype=torch.float64, requires_grad=True)  # the weights' logits; log temperature
+    optimizer = torch.optim.LBFGS([free], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        shares = free[:heads].log_softmax(dim=0)
+        logits = average(scores, of, kind, shares.exp())
+        if spread is not None:
+            likelihood = (logits[:, 0] - answers).square().sum() / (2 * spread)
+        else:
+            likelihood = count * _smoothed(logits / free[heads].exp(), answers, kind, count, classes)
+        loss = likelihood - _PSEUDO * shares.sum()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return np.asarray(free[:heads].detach().softmax(dim=0).numpy(), np.float32)
 
 
 def temperature(logits: NDArray[np.float32], targets: NDArray[Any], *, kind: TaskKind) -> float:

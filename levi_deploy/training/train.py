@@ -21,7 +21,7 @@ from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.build import build
 from levi_deploy.model.levi import Levi
 from levi_deploy.run import LOG, TUNED, Run
-from levi_deploy.training.calibrate import abstain_above, temperature
+from levi_deploy.training.calibrate import abstain_above, head_weights, temperature
 from levi_deploy.training.finetune import fine_tune
 from levi_deploy.training.fit import cosine, fit, linear, predict
 from levi_deploy.training.prepare import Examples, Prepared, encode
@@ -211,8 +211,12 @@ def _tapped(
 
 
 def _calibrate(levi: Levi, validation: Examples, config: Config) -> tuple[Task, Predictions]:
-    """Fit the temperature and the threshold for abstaining on ID validation; what the model then says of it."""
+    """Fit what is left on ID validation: the heads' weights, temperature, when to abstain; then answer its rows."""
     ensemble, task = levi.ensemble, levi.ensemble.task
+    if config.model.average == "weighed":
+        head_logits = predict(levi, validation).head_logits
+        fitted = head_weights(head_logits, validation.targets, of=config.model.average_of, kind=task.kind)
+        ensemble.weights.copy_(torch.from_numpy(fitted))
     if config.training.calibrate and task.kind != "regression":
         logits = predict(levi, validation).logits
         ensemble.temperature.fill_(temperature(logits, validation.targets, kind=task.kind))

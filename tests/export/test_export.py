@@ -60,20 +60,23 @@ def test_the_graph_is_the_torch_model(run, bundle):
 
 VARIANTS = {
     "mean pooling, embeddings tapped": {"model": {"pooling": "mean", "taps": (0, 4)}},
-    "first token, probabilities": {"model": {"pooling": "first", "average": "probabilities", "branches": ()}},
+    "first token, probabilities": {"model": {"pooling": "first", "average_of": "probabilities", "branches": ()}},
     "tokens read one by one": {"model": {"pooling": "tokens", "side_width": 16}},
-    "a ladder": {"model": {"pooling": "ladder", "side_width": 16}, "training": {"ema_decay": 0.9}},
+    "a ladder": {
+        "model": {"pooling": "ladder", "side_width": 16, "average": "weighed"},
+        "training": {"ema_decay": 0.9},
+    },
     "last token, linear heads": {"model": {"pooling": "last", "head_hidden": 0}},
     "multilabel": {
         "data": {"target": "topics", "task": "multilabel"},
-        "model": {"average": "probabilities"},
+        "model": {"average_of": "probabilities", "average": "weighed"},
         "training": {"class_weights": "balanced"},
     },
     "all taps, weighted heads": {
         "model": {"taps": "all", "pooling": "mean", "head_hidden": 0},
         "training": {"head_weights": (0.5, 1, 1, 2, 2)},
     },
-    "regression": {"data": {"target": "score"}},
+    "regression": {"data": {"target": "score"}, "model": {"average": "weighed"}},
     "convolutions": {"model": {"branches": ("cnn",)}},
     "recurrent, a number of taps": {"model": {"branches": ("gru",), "pooling": "mean", "taps": 2}},
     "self-attention": {"model": {"branches": ("transformer",), "pooling": "mean"}},

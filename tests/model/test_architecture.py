@@ -32,7 +32,15 @@ def test_a_run_says_what_it_is_made_of(run, backbone):
     width = 96 + 64
     for head, tap, stage in zip(model["heads"], (1, 3), (1, 2), strict=True):
         trained = 2 * 96 + width * 128 + 128 + 128 * 2 + 2
-        expected = {"tap": tap, "stages": [stage], "hidden": 128, "outputs": 2, "trained": trained, "frozen": 0}
+        expected = {
+            "tap": tap,
+            "stages": [stage],
+            "hidden": 128,
+            "outputs": 2,
+            "weight": 0.5,
+            "trained": trained,
+            "frozen": 0,
+        }
         assert head == expected
     assert counts["trained"] == sum(p.numel() for p in levi.ensemble.parameters())
     assert counts["frozen"] == model["backbone"]["frozen"]

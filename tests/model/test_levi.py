@@ -175,6 +175,16 @@ def test_average_of_logits_and_of_probabilities():
     assert average(head_logits, "probabilities", "regression").tolist() == [[1.0, 0.5]]
 
 
+def test_weights_of_the_average():
+    head_logits, weights = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), torch.tensor([0.75, 0.25])
+    assert average(head_logits, "logits", "classification", weights).tolist() == [[1.5, 0.25]]
+    assert average(head_logits, "probabilities", "regression", weights).tolist() == [[1.5, 0.25]]
+    p = average(head_logits, "probabilities", "classification", weights).softmax(dim=1)
+    torch.testing.assert_close(p, (head_logits.softmax(dim=2) * weights[:, None]).sum(dim=1))
+    p = average(head_logits, "probabilities", "multilabel", weights).sigmoid()
+    torch.testing.assert_close(p, (head_logits.sigmoid() * weights[:, None]).sum(dim=1))
+
+
 def test_average_of_probabilities_survives_extreme_logits():
     head_logits = torch.tensor([[[200.0, -200.0], [150.0, -150.0]]])
     for kind in ("classification", "multilabel"):
