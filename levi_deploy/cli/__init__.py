@@ -15,6 +15,7 @@ import typer
 
 from levi_deploy.cli import (
     bench,
+    compare,
     demo,
     doctor,
     evaluate,
@@ -49,7 +50,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: rich would take longer to import than all the rest
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
-for _room in (train, evaluate, export, verify, inspect, predict, bench, profile, tune, doctor, demo):
+for _room in (train, evaluate, compare, export, verify, inspect, predict, bench, profile, tune, doctor, demo):
     _name = _room.__name__.rpartition(".")[2]
     _variables = {"auto_envvar_prefix": f"LEVI_{_name.upper()}"}
     app.command(_name, cls=CommandWithPanels, context_settings=_variables)(_room.command)

@@ -2,5 +2,6 @@
 
 from levi_deploy.methods.fine_tuning import full_fine_tuning
 from levi_deploy.methods.probes import branch_alone, linear_probe
+from levi_deploy.methods.table import METHODS, Method
 
-__all__ = ["branch_alone", "full_fine_tuning", "linear_probe"]
+__all__ = ["METHODS", "Method", "branch_alone", "full_fine_tuning", "linear_probe"]

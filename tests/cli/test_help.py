@@ -24,6 +24,7 @@ PANELS = {
 LISTS = {
     "train": {"--taps", "--branch", "--numeric", "--categorical", "--nodes"},
     "evaluate": {"--split"},
+    "compare": {"--methods", "--split"},
     "export": {"--precision"},
     "bench": {"--batch-size", "--length", "--threads", "--precision", "--against"},
     "profile": {"--batch-size", "--length", "--threads", "--precision"},
@@ -44,7 +45,7 @@ def test_help_names_every_command_and_exit_code(levi):
     assert code == 0
     listed = out.partition("Commands:\n")[2].partition("\n\n")[0]
     assert re.findall(r"^  (\w+) +[A-Z].*\w\.$", listed, re.MULTILINE) == list(COMMANDS), "each in one line, not cut"
-    assert len(COMMANDS) == 11
+    assert len(COMMANDS) == 12
     assert "130" in out
     assert "143" in out
     assert levi("--version")[1].startswith("levi-deploy ")
@@ -125,7 +126,8 @@ def test_lists_are_repeated_or_separated_by_commas(name, flag):
     parameter = flags(name)[flag]
     one, two = ("1", "2") if parameter.metavar == "<int,…>" else ("fp32", "int8")
     command = COMMANDS[name]
-    needed = {"evaluate": ["m", "d"], "train": []}.get(name, ["b"]) + (["-o", "b"] if name == "export" else [])
+    needed = {"evaluate": ["m", "d"], "compare": ["c", "d"], "train": []}.get(name, ["b"])
+    needed += ["-o", "b"] if name in ("compare", "export") else []
 
     def read(*arguments):
         return command.make_context(name, [*needed, *arguments]).params[parameter.name]

@@ -1,0 +1,116 @@
+"""``levi compare``: LEVI beside every method that it is compared with, on your rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from levi_deploy.cli.options import (
+    DATA,
+    EXECUTION,
+    MEASUREMENT,
+    OUTPUT,
+    Json,
+    Overwrite,
+    existing,
+    option,
+    progress,
+    several,
+    show,
+    table,
+)
+
+
+def command(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A LEVI model's settings: a TOML file.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Rows with answers and a split column, test rows among them.")
+    ],
+    output: Annotated[Path, option("--output", "-o", help="The report's folder.", panel=OUTPUT)],
+    methods: Annotated[
+        list[str] | None,
+        several(
+            "--methods",
+            of="method",
+            help="What to compare; an unknown name lists them all.",
+            panel=MEASUREMENT,
+            show_default="scratch,linear-probe,fine-tune,levi,levi-on-fine-tuned,no-branch",
+        ),
+    ] = None,
+    seeds: Annotated[int, option("--seeds", help="Trainings of each method.", panel=MEASUREMENT)] = 3,
+    budget: Annotated[
+        int, option("--budget", help="Learning rates that each method may try, 1 to 4.", panel=MEASUREMENT)
+    ] = 3,
+    split: Annotated[
+        list[str] | None,
+        several(
+            "--split",
+            of="value",
+            help="Values of the split column to test on, the in-distribution one first.",
+            panel=DATA,
+            show_default="all but training and validation",
+        ),
+    ] = None,
+    by: Annotated[
+        str | None, option("--by", help="A column; the rows with each of its values are measured too.", panel=DATA)
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        option(
+            "--cache",
+            help="Where taps are kept between runs.",
+            panel=EXECUTION,
+            show_default="LEVI_CACHE, or your cache folder",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, option("--resume", help="Go on in the folder; no finished run is repeated.", panel=EXECUTION)
+    ] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Measure LEVI beside other methods, in and out of distribution.
+
+    All train on the same rows. Each method has the same number of trials and is chosen on in-distribution validation rows alone. The report's
+    folder gets index.html, report.md, results.json and all runs.
+    """
+    existing(config, "a TOML file")
+    existing(data, "a table with answers")
+    from levi_deploy.compare import compare
+    from levi_deploy.compare.compare import DEFAULT_METHODS
+    from levi_deploy.config import Config
+
+    with progress() as update:
+        document = compare(
+            data,
+            output,
+            Config.read(config),
+            methods=methods or DEFAULT_METHODS,
+            seeds=seeds,
+            budget=budget,
+            splits=split or (),
+            by=by,
+            resume=resume,
+            overwrite=overwrite,
+            cache=cache,
+            progress=update,
+        )
+    show(document, json=json, human=lambda: _human(document, output))
+
+
+def _human(document: dict[str, Any], output: Path) -> str:
+    from statistics import mean
+
+    results = document["results"]
+    metric = results[0]["metric"]
+    columns = list(dict.fromkeys((record["split"], record["group"]) for record in results))
+    values: dict[str, dict[tuple[str, str], list[float]]] = {}
+    for record in results:
+        if record["metric"] == metric:
+            place = values.setdefault(record["method"], {}).setdefault((record["split"], record["group"]), [])
+            place.append(record["value"])
+    rows = [[method, *(mean(found[column]) for column in columns)] for method, found in values.items()]
+    header = [metric, *(split if group == "all" else f"{split}, {group}" for split, group in columns)]
+    return f"{table(rows, header=header)}\n\nThe report is {output / 'index.html'}."

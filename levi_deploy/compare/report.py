@@ -1,0 +1,259 @@
+"""The report of a comparison: ``results.json``, ``report.md`` and ``index.html``, from measured trials alone."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from levi_deploy.compare.measure import Measured, TestRows
+from levi_deploy.methods import METHODS
+from levi_serving import atomic
+from levi_serving.page import element, page, table
+from levi_serving.predictions import TaskKind
+
+__all__ = ["RESAMPLES", "paired_difference", "write"]
+
+RESAMPLES = 2000
+BESIDE = ("fine-tune", "linear-probe")
+"""The methods that every other one is compared with, row by row."""
+_CHUNK = 200  # resamples at a time: (200, N) counts
+
+_Runs = Mapping[tuple[str, int], Measured | None]
+
+
+def write(output: Path, document: dict[str, Any], runs: _Runs, test: TestRows) -> dict[str, Any]:
+    """Write the three files.
+
+    Args:
+        output: the folder.
+        document: what was done.
+        runs: by method and seed, its answers on test rows.
+        test: those rows.
+
+    Returns:
+        The document with ``results``: a record for each method, seed, split, group and metric; and
+        ``differences``: each method's first metric less that of full fine-tuning and of the linear probe.
+    """
+    trials = {(trial["method"], trial["seed"]): trial for trial in document["trials"] if trial["kept"]}
+    results = [
+        {
+            "method": method,
+            "seed": seed,
+            "split": split,
+            "group": group,
+            "metric": metric,
+            "value": value,
+            "trained_parameters": trials[method, seed]["trained_parameters"],
+            "training_seconds": sum(trials[method, seed]["seconds"].values()),
+        }
+        for (method, seed), measured in runs.items()
+        if measured is not None
+        for split, groups in measured.metrics.items()
+        for group, found in groups.items()
+        for metric, value in found.items()
+        if metric not in ("rows", "heads")
+    ]
+    document = {**document, "results": results, "differences": _differences(runs, test)}
+    text = json.dumps(document, indent=1)
+    atomic.write(output / "results.json", f"{text}\n")
+    atomic.write(output / "report.md", "\n".join(_markdown(document)) + "\n")
+    atomic.write(output / "index.html", _html(document))
+    written: dict[str, Any] = json.loads(text)
+    return written
+
+
+def paired_difference(
+    one: NDArray[np.float64], other: NDArray[np.float64], *, kind: TaskKind, seed: int = 0
+) -> tuple[float, float, float]:
+    """One method's first metric less another's on the same rows, with a bootstrap interval (Efron 1979).
+
+    Args:
+        one: a score a row, the mean over seeds, (N,): see ``Measured.scores``.
+        other: likewise.
+        kind: regression compares root mean squares, the others means.
+        seed: of the resampling of rows, which both share.
+
+    Returns:
+        The difference, and the 2.5th and 97.5th percentile of it over 2,000 resamples.
+    """
+    both = np.stack([one, other], axis=1)
+    draw, rows = np.random.default_rng(seed), len(both)
+
+    def difference(means: NDArray[np.float64]) -> NDArray[np.float64]:
+        values = np.sqrt(means) if kind == "regression" else means
+        return np.asarray(values[..., 0] - values[..., 1])
+
+    parts = []
+    for _ in range(0, RESAMPLES, _CHUNK):
+        counts = draw.multinomial(rows, np.full(rows, 1 / rows), size=_CHUNK)
+        parts.append(difference(counts @ both / rows))
+    low, high = np.percentile(np.concatenate(parts), [2.5, 97.5])
+    return float(difference(both.mean(axis=0))), float(low), float(high)
+
+
+def _differences(runs: _Runs, test: TestRows) -> list[dict[str, Any]]:
+    methods = list(dict.fromkeys(method for method, _ in runs))
+    scores = {
+        (method, split): np.mean([m.scores[split] for (name, _), m in runs.items() if name == method and m], axis=0)
+        for method in methods
+        for split in test.rows
+    }
+    return [
+        {
+            "method": method,
+            "beside": other,
+            "split": split,
+            "group": group,
+            **dict(
+                zip(
+                    ("difference", "low", "high"),
+                    paired_difference(scores[method, split][places], scores[other, split][places], kind=test.task.kind),
+                    strict=True,
+                )
+            ),
+        }
+        for method in methods
+        for other in BESIDE
+        if other in methods and other != method
+        for split, groups in test.groups.items()
+        for group, places in groups.items()
+    ]
+
+
+def _first_metric(document: Mapping[str, Any]) -> str:
+    return str(document["results"][0]["metric"])
+
+
+def _values(document: Mapping[str, Any], method: str, split: str, group: str) -> list[float]:
+    """The first metric of each seed."""
+    first = _first_metric(document)
+    return [
+        record["value"]
+        for record in document["results"]
+        if (record["method"], record["split"], record["group"], record["metric"]) == (method, split, group, first)
+    ]
+
+
+def _columns(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every split and group, in order."""
+    return list(dict.fromkeys((record["split"], record["group"]) for record in document["results"]))
+
+
+def _methods(document: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(record["method"] for record in document["results"]))
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def _tables(document: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and rows of each table."""
+    columns, first = _columns(document), _first_metric(document)
+    titles = [split if group == "all" else f"{split}, {group}" for split, group in columns]
+    kept = {trial["method"]: trial for trial in document["trials"] if trial["kept"]}
+    main = []
+    for method in _methods(document):
+        own = [trial for trial in document["trials"] if trial["kept"] and trial["method"] == method]
+        fit = mean(trial["seconds"]["fit"] + trial["seconds"]["fine_tune"] for trial in own)
+        main.append(
+            [
+                METHODS[method].title,
+                f"{kept[method]['trained_parameters']:,}",
+                f"{kept[method]['learning_rate']:g}",
+                f"{fit:.0f}",
+                *(_spread(_values(document, method, *column)) for column in columns),
+            ]
+        )
+    result = [(f"{first}, by method", ["method", "trained parameters", "learning rate", "fit, s", *titles], main)]
+    for other in BESIDE:
+        found = [record for record in document["differences"] if record["beside"] == other]
+        by_method: dict[str, dict[tuple[str, str], str]] = {}
+        for record in found:
+            cell = f"{record['difference']:+.4f} [{record['low']:+.4f}, {record['high']:+.4f}]"
+            by_method.setdefault(record["method"], {})[record["split"], record["group"]] = cell
+        rows = [[METHODS[name].title, *(cells[column] for column in columns)] for name, cells in by_method.items()]
+        if rows:
+            title = f"{first} less that of {METHODS[other].title}, with 95 % of {RESAMPLES:,} paired bootstrap samples"
+            result.append((title, ["method", *titles], rows))
+    tried = [
+        [
+            trial["title"],
+            str(trial["seed"]),
+            f"{trial['learning_rate']:g}",
+            "diverged" if trial["diverged"] else f"{trial['validation_loss']:.4f}",
+            "yes" if trial["kept"] else "no",
+        ]
+        for trial in document["trials"]
+    ]
+    result.append(("All trials", ["method", "seed", "learning rate", "ID validation loss", "kept"], tried))
+    return result
+
+
+def _introduction(document: Mapping[str, Any]) -> str:
+    rows = ", ".join(f"{count:,} {split}" for split, count in document["rows"].items())
+    return (
+        f"{document['data']}, {document['task']}: {rows} rows. Each method had {document['budget']} trials with the "
+        f"first seed, which differ in the learning rate; the one with the lowest loss on ID validation was trained "
+        f"with {document['seeds']} seeds in all. Test rows chose nothing. Mean ± standard deviation over seeds."
+    )
+
+
+def _markdown(document: Mapping[str, Any]) -> list[str]:
+    lines = ["# Comparison of methods", "", _introduction(document)]
+    for title, header, rows in _tables(document):
+        lines += ["", f"## {title}", "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
+    return lines
+
+
+def _html(document: Mapping[str, Any]) -> str:
+    body = [element("p", _introduction(document)), _pictures(document)]
+    for title, header, rows in _tables(document):
+        body += [element("h2", title), table(header, rows)]
+    return page("Comparison of methods", body)
+
+
+def _pictures(document: Mapping[str, Any]) -> str:
+    """In-distribution against every other split, and its cost against the last one: an SVG, text kept as text."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    splits = list(dict.fromkeys(split for split, _ in _columns(document)))
+    first, others = splits[0], splits[1:] or splits
+    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "levi"}):
+        figure = Figure(figsize=(6 * (len(others) + 1), 5), layout="constrained")
+        axes = figure.subplots(1, len(others) + 1)
+        seconds = {
+            method: mean(t["seconds"]["fit"] for t in document["trials"] if t["kept"] and t["method"] == method)
+            for method in _methods(document)
+        }
+        for n, split in enumerate([*others, others[-1]]):
+            cost = n == len(others)
+            for method in _methods(document):
+                values = _values(document, method, split, "all")
+                x = seconds[method] if cost else mean(_values(document, method, first, "all"))
+                spread = stdev(values) if len(values) > 1 else 0
+                axes[n].errorbar(x, mean(values), yerr=spread, fmt="o", markersize=6, capsize=3)
+                axes[n].annotate(
+                    METHODS[method].title, (x, mean(values)), xytext=(6, 5), textcoords="offset points", fontsize=8
+                )
+            metric = _first_metric(document)
+            axes[n].set(xlabel="seconds of training" if cost else f"{metric}, {first}", ylabel=f"{metric}, {split}")
+            if cost:
+                axes[n].set_xscale("log")
+            axes[n].grid(visible=True, color="#ddd", linewidth=0.6)
+            axes[n].set_axisbelow(True)
+            axes[n].spines[["top", "right"]].set_visible(False)
+            axes[n].margins(0.25)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    picture = text.getvalue()
+    return picture[picture.index("<svg") :]

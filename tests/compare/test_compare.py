@@ -1,0 +1,209 @@
+"""A comparison trains what it says, chooses on ID validation alone, repeats nothing, and measures what is served."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from levi_deploy.compare import compare
+from levi_deploy.compare import compare as function
+from levi_deploy.compare.report import paired_difference
+from levi_deploy.evaluation import evaluate
+from levi_deploy.run import Run
+from levi_export import export
+from levi_serving.errors import LeviError, UsageError
+
+pytestmark = pytest.mark.slow
+
+ALL = ("scratch", "linear-probe", "fine-tune", "levi", "levi-on-fine-tuned")
+
+
+@pytest.fixture(scope="module")
+def asked(config):
+    """Few epochs, and rates at which even full fine-tuning of a random backbone learns something."""
+    return replace(config, training=replace(config.training, epochs=2, learning_rate=1e-3, fine_tune_rate=1e-3))
+
+
+@pytest.fixture(scope="module")
+def report(table, asked, cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("comparison") / "report"
+    return folder, compare(table, folder, asked, methods=ALL, seeds=2, budget=2, by="shop", cache=cache)
+
+
+def test_every_method_has_the_same_trials_and_the_best_on_id_validation_counts(report):
+    folder, document = report
+    assert document == json.loads((folder / "results.json").read_text())
+    for method in ALL:
+        own = [trial for trial in document["trials"] if trial["method"] == method]
+        first = [trial for trial in own if trial["seed"] == 0]
+        assert len(first) == 2
+        assert len(own) == 3
+        best = min(first, key=lambda trial: trial["validation_loss"])
+        assert [trial for trial in first if trial["kept"]] == [best]
+        assert {trial["learning_rate"] for trial in own if trial["kept"]} == {best["learning_rate"]}
+        for trial in own:
+            run = Run.open(folder / trial["run"])
+            assert (run.config.training.learning_rate, run.config.training.seed) == (
+                trial["learning_rate"], trial["seed"],
+            )  # fmt: skip
+
+
+def test_its_numbers_are_those_of_levi_evaluate(report, table):
+    """Another path: the whole torch model instead of stored taps."""
+    folder, document = report
+    for method in ("levi", "levi-on-fine-tuned", "fine-tune"):
+        trial = next(trial for trial in document["trials"] if trial["method"] == method and trial["kept"])
+        run = Run.open(folder / trial["run"])
+        found = evaluate(run.reference(), table, target="label", splits=["ood_test"], by="shop")["splits"]["ood_test"]
+        for group in ("all", "north", "south", "east"):
+            own = {
+                record["metric"]: record["value"]
+                for record in document["results"]
+                if (record["method"], record["seed"], record["group"]) == (method, trial["seed"], group)
+            }
+            for metric in ("accuracy", "macro_f1", "log_loss"):
+                assert own[metric] == pytest.approx(found[group][metric], abs=1e-3)
+
+
+def test_a_method_on_another_is_built_on_that_ones_backbone_and_exports(report, tmp_path):
+    folder, document = report
+    kept = {(t["method"], t["seed"]): Run.open(folder / t["run"]) for t in document["trials"] if t["kept"]}
+    for seed in (0, 1):
+        tuned, on = kept["fine-tune", seed], kept["levi-on-fine-tuned", seed]
+        assert on.backbone.digest == tuned.backbone.digest != kept["levi", seed].backbone.digest
+    assert kept["fine-tune", 0].backbone.digest != kept["fine-tune", 1].backbone.digest
+    assert export(kept["levi-on-fine-tuned", 1].folder, tmp_path / "bundle").manifest.taps == (1, 3)
+
+
+def test_the_report_needs_nothing_else(report):
+    folder, document = report
+    html, text = (folder / "index.html").read_text(), (folder / "report.md").read_text()
+    assert not re.findall(r'(?:src|href)="(?!#)', html)
+    for title in ("LEVI, frozen", "full fine-tuning", "linear probe", "branch alone, from scratch"):
+        assert title in html
+        assert f"| {title} |" in text
+    accuracy = [
+        record["value"]
+        for record in document["results"]
+        if (record["method"], record["group"], record["metric"]) == ("levi", "all", "accuracy")
+    ]
+    line = next(line for line in text.splitlines() if line.startswith("| LEVI, frozen |"))
+    assert f"| {np.mean(accuracy):.4f} ± {np.std(accuracy, ddof=1):.4f} |" in line
+    assert "fine-tuning, with 95 %" in text
+
+
+def test_nothing_finished_is_trained_again(report, table, asked, cache, tmp_path, monkeypatch):
+    """More is asked for, it is interrupted, and asked for again."""
+    import sys
+
+    module = sys.modules[function.__module__]
+    trained, folder = [], tmp_path / "report"
+    train = module.train
+
+    def counted(prepared, output, *given, **named):
+        result = train(prepared, output, *given, **named)
+        trained.append(f"{output.parent.name}/{output.name}")
+        return result
+
+    monkeypatch.setattr(module, "train", counted)
+
+    def ask(**changes):
+        given = {"methods": ["linear-probe", "levi"], "seeds": 1, "budget": 1, "cache": cache} | changes
+        trained.clear()
+        return compare(table, folder, asked, **given)
+
+    def stop(what, done, total):
+        if what.startswith("levi, ") and "epoch 2" in what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ask(progress=stop)
+    assert trained == ["linear-probe/0.001-0"]
+    with pytest.raises(UsageError, match="Set `resume`"):
+        ask()
+    ask(resume=True)
+    assert trained == ["levi/0.001-0"]
+    document = ask(resume=True, budget=2, methods=["linear-probe"])
+    assert trained == ["linear-probe/0.003-0"]
+    assert {trial["method"] for trial in document["trials"]} == {"linear-probe"}
+    other = replace(asked, training=replace(asked.training, epochs=3))
+    with pytest.raises(UsageError, match="had another training"):
+        compare(table, folder, other, methods=["linear-probe"], seeds=1, budget=1, resume=True, cache=cache)
+
+
+def test_what_diverges_is_said_and_not_chosen(table, asked, cache, tmp_path, monkeypatch):
+    import sys
+
+    module = sys.modules[function.__module__]
+    train = module.train
+
+    def fragile(prepared, output, config, **named):
+        if config.training.learning_rate >= limit:
+            raise LeviError("The loss of epoch 1 is nan in training: training has diverged.")
+        return train(prepared, output, config, **named)
+
+    monkeypatch.setattr(module, "train", fragile)
+    limit = 2e-3
+    document = compare(table, tmp_path / "a", asked, methods=["linear-probe"], seeds=1, budget=2, cache=cache)
+    assert [(t["learning_rate"], t["kept"], t["diverged"]) for t in document["trials"]] == [
+        (1e-3, True, False), (3e-3, False, True),
+    ]  # fmt: skip
+    assert "| 0.003 | diverged | no |" in (tmp_path / "a" / "report.md").read_text()
+    limit = 1e-4
+    with pytest.raises(LeviError, match=r"Every trial of 'linear-probe' diverged: 0.001, 0.003\. Lower"):
+        compare(table, tmp_path / "b", asked, methods=["linear-probe"], seeds=1, budget=2, cache=cache)
+
+
+def test_the_interval_is_that_of_paired_rows():
+    draw = np.random.default_rng(0)
+    one = draw.standard_normal(2000)
+    assert paired_difference(one, one, kind="classification") == (0, 0, 0)
+    found = paired_difference(one, one - 0.5, kind="classification")
+    np.testing.assert_allclose(found, 0.5)
+    other = draw.standard_normal(2000)
+    difference, low, high = paired_difference(one, other, kind="classification")
+    assert difference == pytest.approx((one - other).mean())
+    width = 2 * 1.96 * (one - other).std() / 2000**0.5
+    assert high - low == pytest.approx(width, rel=0.1)
+    squared = paired_difference(one**2, other**2, kind="regression")
+    assert squared[0] == pytest.approx(np.sqrt((one**2).mean()) - np.sqrt((other**2).mean()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"methods": ["levi", "magic"]}, "`methods` has 'magic'; expected some of scratch, linear-probe, fine-tune"),
+        ({"methods": []}, "`methods` is empty"),
+        ({"seeds": 0}, "`seeds` is 0"),
+        ({"budget": 5}, "`budget` is 5; expected 1 to 4"),
+        ({"splits": ["id_test"]}, r"`splits` has 'id_test', but no row of .* found \['train', 'id_val', 'ood_test'\]"),
+    ],
+)
+def test_refused_before_anything_is_written(changes, says, table, asked, cache, tmp_path):
+    with pytest.raises(UsageError, match=says):
+        compare(table, tmp_path / "report", asked, cache=cache, **changes)
+    assert not (tmp_path / "report").exists()
+
+
+def test_configurations_that_cannot_be_compared(table, asked, cache, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="exists and is not empty"):
+        compare(table, tmp_path / "kept", asked, cache=cache)
+    with pytest.raises(UsageError, match="`split_column` is not set"):
+        compare(table, tmp_path / "report", replace(asked, data=replace(asked.data, split_column=None)))
+    with pytest.raises(UsageError, match="trains the backbone already"):
+        compare(table, tmp_path / "report", replace(asked, model=replace(asked.model, lora=2)))
+    with table.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] != "ood_test"]
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(UsageError, match="has no test rows: split is one of"):
+        compare(tmp_path / "rows.csv", tmp_path / "report", asked, cache=cache)
