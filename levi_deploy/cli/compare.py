@@ -73,8 +73,8 @@ def command(
 ) -> None:
     """Measure LEVI beside other methods, in and out of distribution.
 
-    All train on the same rows. Each method has the same number of trials and is chosen on in-distribution validation rows alone. The report's
-    folder gets index.html, report.md, results.json and all runs.
+    All train on the same rows, have the same number of trials, and are chosen on in-distribution validation rows alone.
+    The report's folder gets index.html, report.md, results.json and all runs.
     """
     existing(config, "a TOML file")
     existing(data, "a table with answers")
