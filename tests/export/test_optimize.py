@@ -19,8 +19,8 @@ from levi_deploy.config import ModelConfig
 from levi_deploy.model import Levi
 from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.build import build
-from levi_export.convert import convert
-from levi_export.graph import clean
+from levi_export.convert import convert, inputs, outputs
+from levi_export.graph import check, clean
 from levi_export.optimize import cut_to_first_token, tokens_first
 from levi_export.precision import derive
 from levi_serving.engine.cpu import SLOWER
@@ -98,6 +98,17 @@ def agrees(run, levi: Levi, name: str, *, tolerance: float) -> None:
             np.testing.assert_allclose(a, b.numpy(), rtol=0, atol=tolerance * float(b.std() + b.abs().max()))
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_graph_answers_as_torch_at_sizes_never_traced(name, traced, tmp_path):
+    """Before any pass, by the exporter's own steps."""
+    levi, path = traced(name, "first")
+    model = ir.load(path)
+    rows = Preprocessing(image=ImageSettings(resize=(32, 32))) if name in IMAGES else Preprocessing(text=TextSettings())
+    weights = sum(p.numel() * 4 for p in levi.state_dict().values())
+    check(model, inputs=inputs(levi, rows), outputs=outputs(heads=2, classes=3), weights=weights)
+    agrees(session(model, tmp_path), levi, name, tolerance=2e-5)
+
+
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in UNCUT])
 def test_the_last_layer_is_cut_to_its_first_token(name, traced, tmp_path):
     levi, path = traced(name, "first")
@@ -147,17 +158,25 @@ ROWS_FIRST = ("deberta-v2", "modernbert", "llama", "qwen3", "convnext", "mobilen
 
 @pytest.mark.parametrize(
     ("name", "pooling"),
-    [("bert", "mean"), ("bert", "attention"), *((name, "first") for name in FAMILIES if name not in ROWS_FIRST)],
+    [
+        ("bert", "mean"),
+        ("bert", "attention"),
+        ("bert", "tokens"),
+        ("bert", "ladder"),
+        *((name, "first") for name in FAMILIES if name not in ROWS_FIRST),
+    ],
 )
 def test_with_tokens_first_every_split_is_left_to_its_product(name, pooling, traced, tmp_path):
     levi, path = traced(name, pooling)
     model = ir.load(path)
     cut_to_first_token(model)
     before = transposes(model, tmp_path)
-    assert tokens_first(model) == 9  # of three layers
+    masks = int(pooling in ("tokens", "ladder"))
+    saved = 15 if pooling == "ladder" else 9  # of three layers, and of two rungs
+    assert tokens_first(model) == saved
     # Three splits a layer are gone. One is there where the walk begins, but SigLIP's patches come transposed as it
-    # is; what reads the taps reads either order. GPT-2's keys and Swin's windows end the walk more often.
-    assert transposes(model, tmp_path) == before - 9 + {"siglip": 0, "gpt2": 3, "swin": 3}.get(name, 1)
+    # is; what reads the taps reads either order, but for the mask under which a largest value is taken. GPT-2's keys and Swin's windows end the walk more often.
+    assert transposes(model, tmp_path) == before - saved + {"siglip": 0, "gpt2": 3, "swin": 3}.get(name, 1 + masks)
     agrees(session(model, tmp_path), levi, name, tolerance=2e-5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import shutil
 import subprocess
@@ -47,7 +48,8 @@ def modules():
 
 def loaded_after(code):
     script = f"import sys\n{code}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}  # it imports too
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=alone)
     return set(done.stdout.split())
 
 
