@@ -175,7 +175,8 @@ def test_with_tokens_first_every_split_is_left_to_its_product(name, pooling, tra
     saved = 15 if pooling == "ladder" else 9  # of three layers, and of two rungs
     assert tokens_first(model) == saved
     # Three splits a layer are gone. One is there where the walk begins, but SigLIP's patches come transposed as it
-    # is; what reads the taps reads either order, but for the mask under which a largest value is taken. GPT-2's keys and Swin's windows end the walk more often.
+    # is; what reads the taps reads either order, but for the mask under which a largest value is taken. GPT-2's keys
+    # and Swin's windows end the walk more often.
     assert transposes(model, tmp_path) == before - saved + {"siglip": 0, "gpt2": 3, "swin": 3}.get(name, 1 + masks)
     agrees(session(model, tmp_path), levi, name, tolerance=2e-5)
 
