@@ -6,7 +6,7 @@ COMPAT := .venv-compat
 FLOORS := .venv-floors
 INSTALL := -m pip --disable-pip-version-check install --quiet
 # What runs the tests in the environments that have their own versions of everything else.
-TESTING := 'pytest>=8.3' 'pytest-timeout>=2.3' 'pytest-xdist>=3.5' 'hypothesis>=6.100'
+TESTING := 'pytest>=8.3' 'pytest-timeout>=2.3' 'pytest-xdist>=3.5' 'hypothesis>=6.100' 'pandas>=2.2'
 # A worker per core and a file per worker, so that what a module sets up is set up once. Each computes on its own core.
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --durations 10
 export OMP_NUM_THREADS = 1
@@ -33,7 +33,8 @@ test-compat: $(READY) $(COMPAT)/.ready
 # newer ones have changed, so warnings are no errors here.
 test-floors: $(READY) $(FLOORS)/.ready
 	LEVI_TEST_CONSTRAINTS=$(FLOORS)/light.txt $(BIN)/python -m pytest tests/project/test_wheel.py
-	$(FLOORS)/bin/python $(PYTEST) -W default tests/serving tests/model tests/evaluation tests/training tests/export tests/cli
+	$(FLOORS)/bin/python $(PYTEST) -W default tests/serving tests/data tests/model tests/evaluation tests/training tests/export \
+	  tests/compare tests/cli
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from words import FILLER, WORDS
 
 PINNED = pytest.mark.skipif(
     int(transformers.__version__.partition(".")[0]) < 5,
-    reason="transformers 4 keeps BERT's and its relatives' fused attention, so their graphs have other operators",
+    reason="transformers 4 writes a few operators of these models otherwise",
 )
 """For tests of what exactly a graph has: on its answers nothing depends."""
 

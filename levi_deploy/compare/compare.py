@@ -124,6 +124,7 @@ class Trial:
         method: its name.
         rate: the learning rate.
         seed: of every random choice.
+        base_seconds: that training the method took which it is built on.
         kept: whether its learning rate is the method's, so that it counts.
         run: None where the training diverged.
         loss: on ID validation.
@@ -133,6 +134,7 @@ class Trial:
     method: str
     rate: float
     seed: int
+    base_seconds: float = 0.0
     kept: bool = False
     run: Run | None = None
     loss: float = float("inf")
@@ -159,6 +161,7 @@ class Trial:
             "best_epoch": record.get("best_epoch"),
             "trained_parameters": record["parameters"]["trained"] if record else None,
             "seconds": record.get("seconds"),
+            "base_seconds": self.base_seconds,
         }
 
 
@@ -182,7 +185,8 @@ class _Bench:
         if base is not None:
             config = replace(config, model=replace(config.model, backbone=str(base.folder / TUNED)))
             prepared = replace(prepared, backbone=base.backbone)
-        trial = Trial(method=method, rate=training.learning_rate, seed=training.seed)
+        before = sum(base.record["seconds"].values()) if base is not None else 0.0
+        trial = Trial(method=method, rate=training.learning_rate, seed=training.seed, base_seconds=before)
         try:
             run = Run.open(folder) if (folder / RECORD).is_file() else self._new(folder, prepared, config)
         except LeviError as error:

@@ -51,7 +51,7 @@ def write(output: Path, document: dict[str, Any], runs: _Runs, test: TestRows) -
             "metric": metric,
             "value": value,
             "trained_parameters": trials[method, seed]["trained_parameters"],
-            "training_seconds": sum(trials[method, seed]["seconds"].values()),
+            "training_seconds": sum(trials[method, seed]["seconds"].values()) + trials[method, seed]["base_seconds"],
         }
         for (method, seed), measured in runs.items()
         if measured is not None
@@ -162,13 +162,13 @@ def _tables(document: Mapping[str, Any]) -> list[tuple[str, list[str], list[list
     main = []
     for method in _methods(document):
         own = [trial for trial in document["trials"] if trial["kept"] and trial["method"] == method]
-        fit = mean(trial["seconds"]["fit"] + trial["seconds"]["fine_tune"] for trial in own)
+        fit = mean(map(_fit_seconds, own))
         main.append(
             [
                 METHODS[method].title,
                 f"{kept[method]['trained_parameters']:,}",
                 f"{kept[method]['learning_rate']:g}",
-                f"{fit:.0f}",
+                f"{fit:.3g}",
                 *(_spread(_values(document, method, *column)) for column in columns),
             ]
         )
@@ -218,42 +218,58 @@ def _html(document: Mapping[str, Any]) -> str:
     body = [element("p", _introduction(document)), _pictures(document)]
     for title, header, rows in _tables(document):
         body += [element("h2", title), table(header, rows)]
-    return page("Comparison of methods", body)
+    style = ".pictures { display: flex; flex-wrap: wrap; } .pictures svg { flex: 1 1 420px; max-width: 620px; }"
+    return page("Comparison of methods", body, style=style)
 
 
 def _pictures(document: Mapping[str, Any]) -> str:
-    """In-distribution against every other split, and its cost against the last one: an SVG, text kept as text."""
+    """In-distribution against every other split, and the cost of training against the last one: SVGs side by side."""
+    first, splits, methods = _first_metric(document), list(dict.fromkeys(s for s, _ in _columns(document))), {}
+    for name in _methods(document):
+        own = [trial for trial in document["trials"] if trial["kept"] and trial["method"] == name]
+        validation = mean(trial["validation"][first] for trial in own)
+        methods[name] = (validation, mean(map(_fit_seconds, own)))
+    if len(splits) > 1:
+        home = {name: mean(_values(document, name, splits[0], "all")) for name in methods}
+        pictures = [_picture(document, home, f"{first}, {splits[0]}", split) for split in splits[1:]]
+    else:
+        home = {name: validation for name, (validation, _) in methods.items()}
+        pictures = [_picture(document, home, f"{first}, ID validation", splits[0])]
+    seconds = {name: fit for name, (_, fit) in methods.items()}
+    pictures.append(_picture(document, seconds, "seconds of training", splits[-1], logarithmic=True))
+    return f'<div class="pictures">{"".join(pictures)}</div>'
+
+
+def _picture(
+    document: Mapping[str, Any], places: Mapping[str, float], title: str, split: str, *, logarithmic: bool = False
+) -> str:
+    """Each method at its place, as high as its metric on a split: an SVG, text kept as text."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    splits = list(dict.fromkeys(split for split, _ in _columns(document)))
-    first, others = splits[0], splits[1:] or splits
-    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "levi"}):
-        figure = Figure(figsize=(6 * (len(others) + 1), 5), layout="constrained")
-        axes = figure.subplots(1, len(others) + 1)
-        seconds = {
-            method: mean(t["seconds"]["fit"] for t in document["trials"] if t["kept"] and t["method"] == method)
-            for method in _methods(document)
-        }
-        for n, split in enumerate([*others, others[-1]]):
-            cost = n == len(others)
-            for method in _methods(document):
-                values = _values(document, method, split, "all")
-                x = seconds[method] if cost else mean(_values(document, method, first, "all"))
-                spread = stdev(values) if len(values) > 1 else 0
-                axes[n].errorbar(x, mean(values), yerr=spread, fmt="o", markersize=6, capsize=3)
-                axes[n].annotate(
-                    METHODS[method].title, (x, mean(values)), xytext=(6, 5), textcoords="offset points", fontsize=8
-                )
-            metric = _first_metric(document)
-            axes[n].set(xlabel="seconds of training" if cost else f"{metric}, {first}", ylabel=f"{metric}, {split}")
-            if cost:
-                axes[n].set_xscale("log")
-            axes[n].grid(visible=True, color="#ddd", linewidth=0.6)
-            axes[n].set_axisbelow(True)
-            axes[n].spines[["top", "right"]].set_visible(False)
-            axes[n].margins(0.25)
+    with mpl.rc_context({"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": f"levi {title} {split}"}):
+        figure = Figure(figsize=(6.5, 5), layout="constrained")
+        axes = figure.add_subplot()
+        for method, place in places.items():
+            values = _values(document, method, split, "all")
+            spread = stdev(values) if len(values) > 1 else 0
+            axes.errorbar(place, mean(values), yerr=spread, fmt="o", markersize=6, capsize=3)
+            axes.annotate(
+                METHODS[method].title, (place, mean(values)), xytext=(6, 5), textcoords="offset points", fontsize=8
+            )
+        axes.set(xlabel=title, ylabel=f"{_first_metric(document)}, {split}")
+        if logarithmic:
+            axes.set_xscale("log")
+        axes.grid(visible=True, color="#ddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(0.25)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     picture = text.getvalue()
     return picture[picture.index("<svg") :]
+
+
+def _fit_seconds(trial: Mapping[str, Any]) -> float:
+    """Seconds of training a method, with those of the one that it is built on; stored taps are not counted."""
+    return float(trial["seconds"]["fit"] + trial["seconds"]["fine_tune"] + trial["base_seconds"])

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from levi_deploy.config import DataConfig
+from levi_deploy.data.source import Table, read_source, source_of
 from levi_deploy.data.targets import encode_targets, find_labels, refuse_gaps, tell_task
 from levi_serving.errors import TableError, UsageError
 from levi_serving.predictions import Task
 from levi_serving.rows.text import text_problem
-from levi_serving.tables import located, read_columns
+from levi_serving.tables import located
 
 __all__ = ["Dataset", "TrainingData", "load", "read"]
 
@@ -62,7 +63,7 @@ def _dataset(rows: list[dict[str, object]], targets: list[object], columns: dict
 
 
 def read(
-    path: Path,
+    data: Table,
     *,
     inputs: Sequence[str],
     target: str,
@@ -74,7 +75,8 @@ def read(
     """Read a whole table for learning or evaluation; every row must be usable.
 
     Args:
-        path: CSV, TSV, JSONL, Parquet, or a folder of images with one folder a class.
+        data: CSV, TSV, JSONL, Parquet, a folder of images with one folder a class, or rows in memory; paths of files
+            in those are found from the working directory.
         inputs: the columns a model reads.
         target: the column with the answer.
         texts: those of ``inputs`` that must hold a text.
@@ -86,7 +88,8 @@ def read(
         TableError: the file, a column or a row cannot be used; the first such row is named.
         UsageError: there is no such file.
     """
-    table = read_columns(path, list(dict.fromkeys([*inputs, target, *further])))
+    path = source_of(data)
+    table = read_source(data, list(dict.fromkeys([*inputs, target, *further])))
     if table.bad:
         raise TableError(
             f"{path}: {len(table.bad)} rows cannot be read, first row {table.bad[0].row}: {table.bad[0].reason} "
@@ -108,7 +111,7 @@ def read(
     if not values[target]:
         raise TableError(f"{path} has no rows.")
     for name in files:
-        values[name] = located(values[name], path)
+        values[name] = located(values[name], data if isinstance(data, Path) else None)
     rows = [dict(zip(inputs, cells, strict=True)) for cells in zip(*(values[name] for name in inputs), strict=True)]
     return _dataset(rows, values[target], {name: values[name] for name in further})
 
@@ -131,17 +134,17 @@ class TrainingData:
         validation: in-distribution validation rows.
         task: what is answered; its labels are from training rows.
         validation_from: in words, where the validation rows come from.
-        files: that training and validation rows were read from.
+        sources: what training and validation rows were read from, in words.
     """
 
     train: Dataset
     validation: Dataset
     task: Task
     validation_from: str
-    files: tuple[Path, Path]
+    sources: tuple[str, str]
 
 
-def load(path: Path, data: DataConfig, *, validation: Path | None = None, seed: int = 0) -> TrainingData:
+def load(rows: Table, data: DataConfig, *, validation: Table | None = None, seed: int = 0) -> TrainingData:
     """Read training and validation rows and find the task and its labels.
 
     Validation rows are another file, or another value of the split column, or (with neither) a tenth
@@ -152,11 +155,12 @@ def load(path: Path, data: DataConfig, *, validation: Path | None = None, seed: 
     """
     if validation is not None and data.split_column is not None:
         raise UsageError("Both `split_column` and `validation` are given. Give one of them.")
+    path = source_of(rows)
     further = [data.split_column] if data.split_column else []
-    table = _read(path, data, further)
+    table = _read(rows, data, further)
     if validation is not None:
         train, held_out = table, _read(validation, data)
-        source = validation.name
+        source = Path(source_of(validation)).name
     elif data.split_column is not None:
         train, held_out, source = _split(table, data, path)
     else:
@@ -186,15 +190,15 @@ def load(path: Path, data: DataConfig, *, validation: Path | None = None, seed: 
         validation=held_out,
         task=task,
         validation_from=source,
-        files=(path, validation or path),
+        sources=(path, path if validation is None else source_of(validation)),
     )
 
 
-def _read(path: Path, data: DataConfig, further: Sequence[str] = ()) -> Dataset:
+def _read(rows: Table, data: DataConfig, further: Sequence[str] = ()) -> Dataset:
     texts = [name for name in (data.text, data.text_pair) if name is not None]
     files = [data.image] if data.image else []
     return read(
-        path,
+        rows,
         inputs=data.inputs,
         target=data.target,
         texts=texts,
@@ -204,7 +208,7 @@ def _read(path: Path, data: DataConfig, further: Sequence[str] = ()) -> Dataset:
     )
 
 
-def _split(table: Dataset, data: DataConfig, path: Path) -> tuple[Dataset, Dataset, str]:
+def _split(table: Dataset, data: DataConfig, path: str) -> tuple[Dataset, Dataset, str]:
     column = data.split_column or ""
     names = [str(value) for value in table.columns[column]]
     counts = Counter(names)

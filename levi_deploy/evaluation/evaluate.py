@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from levi_deploy.data import encode_targets, read
+from levi_deploy.data.source import Table, source_of
 from levi_deploy.evaluation.metrics import metrics
 from levi_deploy.evaluation.signals import detect_errors, detect_ood
 from levi_serving.engine.predictor import Predictor
@@ -50,7 +51,7 @@ class LabelledRows:
 
 def evaluate(
     model: Predictor,
-    data: Path,
+    data: Table,
     *,
     target: str,
     columns: Mapping[str, str] | None = None,
@@ -86,10 +87,11 @@ def evaluate(
     further = ([split_column] if splits else []) + ([by] if by else [])
     labelled = read_labelled(model, data, target=target, columns=columns or {}, further=further)
     task = model.task
-    result: dict[str, Any] = {"data": data.name, "task": task.kind, "abstain_above": task.abstain_above}
+    where = source_of(data)
+    result: dict[str, Any] = {"data": Path(where).name, "task": task.kind, "abstain_above": task.abstain_above}
     result |= {"splits": {}, "errors": {}, "ood": {}, "abstain": {}}
     first = None
-    for split, places in _chosen(labelled, splits, split_column, data).items():
+    for split, places in _chosen(labelled, splits, split_column, where).items():
         own = labelled.take(places)
         outputs = answer(model, own.rows, progress=(lambda *a, what=split: progress(what, *a)) if progress else None)
         predictions = model.finish(outputs)
@@ -108,7 +110,7 @@ def evaluate(
 
 
 def read_labelled(
-    model: Predictor, data: Path, *, target: str, columns: Mapping[str, str], further: Sequence[str] = ()
+    model: Predictor, data: Table, *, target: str, columns: Mapping[str, str], further: Sequence[str] = ()
 ) -> LabelledRows:
     """Read the rows of a table that a model reads, with their answers.
 
@@ -146,7 +148,7 @@ def answer(
     )
 
 
-def _chosen(labelled: LabelledRows, splits: Sequence[str], column: str, data: Path) -> dict[str, NDArray[np.int64]]:
+def _chosen(labelled: LabelledRows, splits: Sequence[str], column: str, data: str) -> dict[str, NDArray[np.int64]]:
     """The rows of each split."""
     if not splits:
         return {"all rows": np.arange(len(labelled.rows))}

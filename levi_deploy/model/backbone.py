@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_TEXT_ENCODING_MAPPING,
@@ -34,6 +35,8 @@ from levi_serving.errors import UsageError
 __all__ = ["Backbone", "quiet"]
 
 _LARGE = 2_000_000_000  # parameters; a half-precision checkpoint above it is not widened to float32
+_ATTENTION = {} if int(transformers.__version__.partition(".")[0]) > 4 else {"attn_implementation": "eager"}
+"""In transformers 4 a BERT keeps the attention that it is loaded with; the export needs this one."""
 _ENDS = {  # by family: what follows the layers and fits only the last one's channels
     "convnext": ("layernorm",),
     "convnextv2": ("layernorm",),
@@ -238,7 +241,9 @@ def _load(source: str) -> tuple[Any, set[str]]:
             with torch.device("meta"):
                 parameters = sum(p.numel() for p in kind._from_config(config).parameters())
             dtype = torch.float32 if parameters < _LARGE else "auto"
-            model, info = kind.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+            model, info = kind.from_pretrained(
+                source, config=config, dtype=dtype, output_loading_info=True, **_ATTENTION
+            )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from levi_deploy.config import Config
 from levi_deploy.data import Dataset, TrainingData, encode_targets, load
+from levi_deploy.data.source import Table
 from levi_deploy.identity import Identity
 from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.image_processor import image_settings
@@ -79,11 +80,12 @@ class Prepared:
     source: Mapping[str, Any]
 
 
-def prepare(data: Path, config: Config, *, validation: Path | None = None) -> Prepared:
+def prepare(data: Table, config: Config, *, validation: Table | None = None) -> Prepared:
     """Read a table and encode its rows, for any number of trainings on them.
 
     Args:
-        data: a table with training rows, and validation rows where a split column tells them apart.
+        data: training rows, and validation rows where a split column tells them apart: a file, a list of mappings, a
+            mapping of columns, a DataFrame, a pyarrow Table or a ``datasets.Dataset``.
         config: its columns, and what decides how rows are encoded: ``backbone``, ``max_length`` and ``image_size``
             of the model, and the seed where validation rows are drawn.
         validation: a table of in-distribution validation rows.
@@ -107,7 +109,7 @@ def encode(table: TrainingData, config: Config, backbone: Identity) -> Prepared:
         Examples(
             _encoded(preprocessor, rows, file), encode_targets(rows.targets, table.task, column=config.data.target)
         )
-        for rows, file in zip((table.train, table.validation), table.files, strict=True)
+        for rows, file in zip((table.train, table.validation), table.sources, strict=True)
     )
     return Prepared(
         backbone=backbone,
@@ -119,7 +121,7 @@ def encode(table: TrainingData, config: Config, backbone: Identity) -> Prepared:
         validation_rows=table.validation.rows,
         edges=_edges(config, preprocessing, table.train),
         source={
-            "file": table.files[0].name,
+            "file": Path(table.sources[0]).name,
             "training_rows": len(table.train),
             "training_digest": table.train.digest,
             "validation_rows": len(table.validation),
@@ -186,7 +188,7 @@ def _edges(config: Config, preprocessing: Preprocessing, rows: Dataset) -> NDArr
     return np.asarray(Columns(columns).encode(records)["nodes"].T)
 
 
-def _encoded(preprocessor: Preprocessor, rows: Dataset, data: Path) -> Encoded:
+def _encoded(preprocessor: Preprocessor, rows: Dataset, data: str) -> Encoded:
     """All rows as arrays.
 
     Raises:

@@ -16,6 +16,7 @@ import torch
 
 from levi_deploy.config import Config
 from levi_deploy.data import load
+from levi_deploy.data.source import Table, source_of
 from levi_deploy.model.architecture import count_stages
 from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.build import build
@@ -42,11 +43,11 @@ Progress = Callable[[str, int, int], None]
 
 
 def train(
-    data: Path | Prepared,
+    data: Table | Prepared,
     output: Path,
     config: Config,
     *,
-    validation: Path | None = None,
+    validation: Table | None = None,
     resume: bool = False,
     overwrite: bool = False,
     cache: Path | None = None,
@@ -55,8 +56,9 @@ def train(
     """Train a LEVI model, or any other model that a configuration describes.
 
     Args:
-        data: a table with training rows, and validation rows where a split column tells them apart; or rows that
-            ``prepare`` made ready, for several runs on the same ones.
+        data: training rows, and validation rows where a split column tells them apart: a file, a list of mappings, a
+            mapping of columns, a DataFrame, a pyarrow Table or a ``datasets.Dataset``; or rows that ``prepare`` made
+            ready, for several runs on the same ones.
         output: the run's folder.
         config: the model, its training, and the table's columns.
         validation: a table of in-distribution validation rows.
@@ -74,7 +76,8 @@ def train(
         LeviError: training failed.
     """
     tell = progress or (lambda *_: None)
-    request = {"data": _named(data), "validation": str(validation) if validation else None, **config.to_dict()}
+    held_out = None if validation is None else source_of(validation)
+    request = {"data": _named(data), "validation": held_out, **config.to_dict()}
     _check_output(output, request, resume=resume, overwrite=overwrite)
 
     if isinstance(data, Prepared):
@@ -117,8 +120,8 @@ def train(
     return run
 
 
-def _named(data: Path | Prepared) -> str:
-    return str(data.source["file"] if isinstance(data, Prepared) else data)
+def _named(data: Table | Prepared) -> str:
+    return str(data.source["file"]) if isinstance(data, Prepared) else source_of(data)
 
 
 def _check_output(output: Path, request: dict[str, Any], *, resume: bool, overwrite: bool) -> None:

@@ -72,9 +72,11 @@ def test_its_numbers_are_those_of_levi_evaluate(report, table):
 
 def test_a_method_on_another_is_built_on_that_ones_backbone_and_exports(report, tmp_path):
     folder, document = report
+    records = {(t["method"], t["seed"]): t for t in document["trials"] if t["kept"]}
     kept = {(t["method"], t["seed"]): Run.open(folder / t["run"]) for t in document["trials"] if t["kept"]}
     for seed in (0, 1):
         tuned, on = kept["fine-tune", seed], kept["levi-on-fine-tuned", seed]
+        assert records["levi-on-fine-tuned", seed]["base_seconds"] == sum(tuned.record["seconds"].values()) > 0
         assert on.backbone.digest == tuned.backbone.digest != kept["levi", seed].backbone.digest
     assert kept["fine-tune", 0].backbone.digest != kept["fine-tune", 1].backbone.digest
     assert export(kept["levi-on-fine-tuned", 1].folder, tmp_path / "bundle").manifest.taps == (1, 3)
@@ -84,6 +86,7 @@ def test_the_report_needs_nothing_else(report):
     folder, document = report
     html, text = (folder / "index.html").read_text(), (folder / "report.md").read_text()
     assert not re.findall(r'(?:src|href)="(?!#)', html)
+    assert html.count("<svg") == 2
     for title in ("LEVI, frozen", "full fine-tuning", "linear probe", "branch alone, from scratch"):
         assert title in html
         assert f"| {title} |" in text

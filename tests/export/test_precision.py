@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from families import PINNED
 from onnx import numpy_helper
 
 from levi_export import export, pipeline
@@ -30,7 +29,6 @@ def several(run, tmp_path_factory):
     return export(run.folder, folder, precisions=("int8", "fp32", "fp16"), min_agreement=0.9, max_drop=5).folder
 
 
-@PINNED
 def test_the_manifest_lists_the_graphs_in_order(several):
     manifest = Bundle.open(several).manifest
     assert [(g.file, g.precision, g.device) for g in manifest.graphs] == [

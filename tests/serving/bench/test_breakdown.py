@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from families import IMAGES, PINNED, write
+from families import IMAGES, write
 from onnx import numpy_helper
 
 from levi_deploy.config import ModelConfig
@@ -74,7 +74,6 @@ def test_a_request_is_its_parts(profiled):
     assert all(part.ms > 0 for part in everything if part.name != "onnxruntime itself")
 
 
-@PINNED
 def test_nearly_all_of_the_kernels_time_has_its_part(profiled):
     """One ratio within one run, most of it by the nodes' own names."""
     assert 0.95 <= profiled.attributed <= 1
