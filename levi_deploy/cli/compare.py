@@ -12,6 +12,7 @@ from levi_deploy.cli.options import (
     EXECUTION,
     MEASUREMENT,
     OUTPUT,
+    Cache,
     Json,
     Overwrite,
     existing,
@@ -56,15 +57,7 @@ def command(
     by: Annotated[
         str | None, option("--by", help="A column; the rows with each of its values are measured too.", panel=DATA)
     ] = None,
-    cache: Annotated[
-        Path | None,
-        option(
-            "--cache",
-            help="Where taps are kept between runs.",
-            panel=EXECUTION,
-            show_default="LEVI_CACHE, or your cache folder",
-        ),
-    ] = None,
+    cache: Cache = None,
     resume: Annotated[
         bool, option("--resume", help="Go on in the folder; no finished run is repeated.", panel=EXECUTION)
     ] = False,

@@ -159,6 +159,15 @@ ThreadCounts = Annotated[
         show_default="the usable cores",
     ),
 ]
+Cache = Annotated[
+    Path | None,
+    option(
+        "--cache",
+        help="Where taps are kept between runs.",
+        panel=EXECUTION,
+        show_default="LEVI_CACHE, or your cache folder",
+    ),
+]
 Backbone = Annotated[
     str | None,
     option(

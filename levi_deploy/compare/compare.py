@@ -1,7 +1,8 @@
 """``levi compare``: the same trials for each method, chosen on ID validation, measured on ID and OOD rows.
 
-A trial is a run like any other, kept in ``runs/METHOD/RATE-SEED`` of the report's folder, so what was finished before
-an interruption is not trained again, and any of them can be exported.
+A trial is a run like any other, kept in ``runs/METHOD/RATE-SEED`` of the report's folder (``-on-RATE-SEED`` behind it
+where it is built on another run), so what was finished before an interruption is not trained again, and any of them can
+be exported.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from levi_deploy.run import RECORD, TUNED, Run
 from levi_deploy.training import Prepared, prepare, train
 from levi_serving import job
 from levi_serving.environment import cache_folder
-from levi_serving.errors import LeviError, MissingExtraError, UsageError
+from levi_serving.errors import DivergenceError, MissingExtraError, UsageError
 
 __all__ = ["DEFAULT_METHODS", "RATES", "compare"]
 
@@ -78,7 +79,7 @@ def compare(
         UsageError: a method, a split or a number is wrong.
         MissingExtraError: matplotlib is not installed.
         TableError: the table is wrong.
-        LeviError: every trial of a method diverged.
+        DivergenceError: every trial of a method diverged.
     """
     chosen = _with_bases(methods)
     _check(config, seeds=seeds, budget=budget)
@@ -180,18 +181,18 @@ class _Bench:
     def train(self, method: str, config: Config, base: Run | None) -> Trial:
         """One trial, or the finished one that lies there."""
         training = config.training
-        folder = self.output / "runs" / method / f"{training.learning_rate:g}-{training.seed}"
+        name = f"{training.learning_rate:g}-{training.seed}"
         prepared = self.prepared
         if base is not None:
+            name += f"-on-{base.folder.name}"  # with more trials the base may be another run
             config = replace(config, model=replace(config.model, backbone=str(base.folder / TUNED)))
             prepared = replace(prepared, backbone=base.backbone)
         before = sum(base.record["seconds"].values()) if base is not None else 0.0
+        folder = self.output / "runs" / method / name
         trial = Trial(method=method, rate=training.learning_rate, seed=training.seed, base_seconds=before)
         try:
             run = Run.open(folder) if (folder / RECORD).is_file() else self._new(folder, prepared, config)
-        except LeviError as error:
-            if "diverged" not in str(error):
-                raise
+        except DivergenceError:
             run = None
         self.done += 1
         self.tell("trials", self.done, self.all)
@@ -226,7 +227,7 @@ def _method(
     tried = [one(config.training.learning_rate * factor, first) for factor in RATES[:budget]]
     best = min(tried, key=lambda trial: trial.loss)
     if best.run is None:
-        raise LeviError(
+        raise DivergenceError(
             f"Every trial of {name!r} diverged: {', '.join(f'{trial.rate:g}' for trial in tried)}. Lower "
             "`learning_rate`, or leave the method out."
         )
@@ -234,7 +235,9 @@ def _method(
     kept = []
     for trial in (best, *again):
         if trial.run is None:
-            raise LeviError(f"{name!r} diverged with the seed {trial.seed}, at {trial.rate:g}. Lower `learning_rate`.")
+            raise DivergenceError(
+                f"{name!r} diverged with the seed {trial.seed}, at {trial.rate:g}. Lower `learning_rate`."
+            )
         measured = measure(trial.run, bench.test, cache=bench.cache)
         kept.append(replace(trial, kept=True, measured=measured))
     return [*kept, *(trial for trial in tried if trial is not best)]

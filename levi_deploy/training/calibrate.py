@@ -56,7 +56,8 @@ def head_weights(
         if spread is not None:
             likelihood = (logits[:, 0] - answers).square().sum() / (2 * spread)
         else:
-            likelihood = count * _smoothed(logits / free[heads].exp(), answers, kind, count, classes)
+            answered = count * (classes if kind == "multilabel" else 1)  # a label of a row is an answer of its own
+            likelihood = answered * _smoothed(logits / free[heads].exp(), answers, kind, count, classes)
         loss = likelihood - _PSEUDO * shares.sum()
         optimizer.zero_grad()
         torch.autograd.backward(loss)

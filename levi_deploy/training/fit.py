@@ -26,7 +26,7 @@ from levi_deploy.model.levi import Ensemble, Levi
 from levi_deploy.training.augment import flip_crop
 from levi_deploy.training.prepare import Examples
 from levi_serving import atomic
-from levi_serving.errors import LeviError
+from levi_serving.errors import DivergenceError
 from levi_serving.predictions import Outputs, TaskKind
 
 __all__ = ["class_weights", "cosine", "fit", "linear", "predict"]
@@ -78,7 +78,7 @@ def fit(
         The history: a record an epoch.
 
     Raises:
-        LeviError: the loss is no longer finite.
+        DivergenceError: the loss is no longer finite.
     """
     ensemble = levi.ensemble
     if ensemble.task.kind == "regression":
@@ -95,7 +95,8 @@ def fit(
         lr=config.learning_rate,
     )
     best = {name: tensor.clone() for name, tensor in _trained(levi).items()}
-    averaged = [p.detach().clone() for p in parameters]
+    followed = parameters if config.ema_decay else []
+    averaged = [p.detach().clone() for p in followed]
     history = _resume(state, levi, optimizer, best, averaged)
     if history:
         on_epoch(history)
@@ -113,14 +114,14 @@ def fit(
             torch.autograd.backward(value)
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            _average(averaged, parameters, config.ema_decay, step)
+            _average(averaged, followed, config.ema_decay, step)
             total, done = total + value.item() * len(rows), done + len(rows)
             if progress is not None:
                 progress(epoch, done, len(train))
-        _exchange(parameters, averaged)
+        _exchange(followed, averaged)
         training_loss, validation_loss = total / done, _validation_loss(levi, validation)
         if not np.isfinite([training_loss, validation_loss]).all():
-            raise LeviError(
+            raise DivergenceError(
                 f"The loss of epoch {epoch} is {training_loss} in training and {validation_loss} in validation: "
                 "training has diverged. Lower `learning_rate`, and look for extreme values in the targets."
             )
@@ -135,7 +136,7 @@ def fit(
         )
         if _best(history) == epoch:
             best = {name: tensor.clone() for name, tensor in _trained(levi).items()}
-        _exchange(parameters, averaged)
+        _exchange(followed, averaged)
         _save(state, levi, optimizer, best, averaged, history)
         on_epoch(history)
     levi.load_state_dict(best, strict=False)

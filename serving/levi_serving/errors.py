@@ -27,6 +27,7 @@ from collections.abc import Mapping
 __all__ = [
     "BenchmarkError",
     "BundleError",
+    "DivergenceError",
     "LeviError",
     "MissingExtraError",
     "ParityError",
@@ -83,6 +84,10 @@ class RowError(LeviError):
 
 class BundleError(LeviError):
     """A bundle is damaged, truncated, foreign, or written by a newer version."""
+
+
+class DivergenceError(LeviError):
+    """Training's loss is no longer a number."""
 
 
 class RunError(LeviError):

@@ -16,7 +16,7 @@ from levi_deploy.compare.report import paired_difference
 from levi_deploy.evaluation import evaluate
 from levi_deploy.run import Run
 from levi_export import export
-from levi_serving.errors import LeviError, UsageError
+from levi_serving.errors import DivergenceError, UsageError
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +139,23 @@ def test_nothing_finished_is_trained_again(report, table, asked, cache, tmp_path
         compare(table, folder, other, methods=["linear-probe"], seeds=1, budget=1, resume=True, cache=cache)
 
 
+def test_a_method_is_trained_again_where_what_it_is_built_on_has_changed(table, asked, cache, tmp_path, monkeypatch):
+    """With a second trial full fine-tuning has another best rate: LEVI on the former backbone does not count for it."""
+    slow = replace(asked, training=replace(asked.training, fine_tune_rate=1e-5))
+    given = {"methods": ["levi-on-fine-tuned"], "seeds": 1, "cache": cache}
+    bases = []
+    for budget in (1, 3):
+        document = compare(table, tmp_path / "report", slow, budget=budget, resume=budget > 1, **given)
+        runs = {"fine-tune": [], "levi-on-fine-tuned": []}
+        for trial in document["trials"]:
+            if trial["kept"] or trial["method"] == "levi-on-fine-tuned":
+                runs[trial["method"]].append(Run.open(tmp_path / "report" / trial["run"]))
+        (base,) = runs["fine-tune"]
+        assert [run.backbone.digest for run in runs["levi-on-fine-tuned"]] == [base.backbone.digest] * budget
+        bases.append(base.backbone.digest)
+    assert bases[0] != bases[1], "the case that is meant"
+
+
 def test_what_diverges_is_said_and_not_chosen(table, asked, cache, tmp_path, monkeypatch):
     import sys
 
@@ -147,7 +164,7 @@ def test_what_diverges_is_said_and_not_chosen(table, asked, cache, tmp_path, mon
 
     def fragile(prepared, output, config, **named):
         if config.training.learning_rate >= limit:
-            raise LeviError("The loss of epoch 1 is nan in training: training has diverged.")
+            raise DivergenceError("The loss of epoch 1 is nan.")
         return train(prepared, output, config, **named)
 
     monkeypatch.setattr(module, "train", fragile)
@@ -158,7 +175,7 @@ def test_what_diverges_is_said_and_not_chosen(table, asked, cache, tmp_path, mon
     ]  # fmt: skip
     assert "| 0.003 | diverged | no |" in (tmp_path / "a" / "report.md").read_text()
     limit = 1e-4
-    with pytest.raises(LeviError, match=r"Every trial of 'linear-probe' diverged: 0.001, 0.003\. Lower"):
+    with pytest.raises(DivergenceError, match=r"Every trial of 'linear-probe' diverged: 0.001, 0.003\. Lower"):
         compare(table, tmp_path / "b", asked, methods=["linear-probe"], seeds=1, budget=2, cache=cache)
 
 

@@ -66,30 +66,28 @@ VARIANTS = {
         "model": {"pooling": "ladder", "side_width": 16, "average": "weighed"},
         "training": {"ema_decay": 0.9},
     },
+    "last token, linear heads": {"model": {"pooling": "last", "head_hidden": 0}},
     "multilabel": {
         "data": {"target": "topics", "task": "multilabel"},
-        "model": {"average_of": "probabilities", "average": "weighed"},
+        "model": {"average_of": "probabilities"},
         "training": {"class_weights": "balanced"},
+    },
+    "multilabel, weighed": {
+        "data": {"target": "topics", "task": "multilabel"},
+        "model": {"average": "weighed", "average_of": "probabilities", "pooling": "mean"},
     },
     "all taps, weighted heads": {
         "model": {"taps": "all", "pooling": "mean", "head_hidden": 0},
         "training": {"head_weights": (0.5, 1, 1, 2, 2)},
     },
-    "regression, last token, linear heads": {
-        "data": {"target": "score"},
-        "model": {"average": "weighed", "pooling": "last", "head_hidden": 0},
-    },
-    "recurrent and self-attention, a number of taps": {
-        "model": {"branches": ("gru", "transformer"), "pooling": "mean", "taps": 2},
-    },
-    "text, columns and a graph": {
-        "data": {"numeric": ("price",), "categorical": ("shop", "item"), "nodes": ("user", "item")},
-    },
-    "pairs, convolutions": {
-        "data": {"text_pair": "topics"},
-        "model": {"branches": ("cnn",)},
-        "training": {"calibrate": False, "class_weights": "balanced"},
-    },
+    "regression": {"data": {"target": "score"}},
+    "regression, weighed": {"data": {"target": "score"}, "model": {"average": "weighed", "pooling": "mean"}},
+    "convolutions": {"model": {"branches": ("cnn",)}},
+    "recurrent, a number of taps": {"model": {"branches": ("gru",), "pooling": "mean", "taps": 2}},
+    "self-attention": {"model": {"branches": ("transformer",), "pooling": "mean"}},
+    "text and columns": {"data": {"numeric": ("price",), "categorical": ("shop", "item")}},
+    "a graph": {"model": {"branches": ("graph",), "pooling": "mean"}, "data": {"nodes": ("user", "item")}},
+    "pairs": {"data": {"text_pair": "topics"}, "training": {"calibrate": False, "class_weights": "balanced"}},
 }
 
 

@@ -1,14 +1,27 @@
-"""Every family by one mechanism: its taps are transformers' hidden states, and its cut is real."""
+"""Every family by one mechanism: its taps are transformers' hidden states, its cut is real, its graph is torch."""
 
 from __future__ import annotations
 
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 import transformers
 from families import CAUSAL, FAMILIES, IMAGES, write
 
+from levi_deploy.config import ModelConfig
+from levi_deploy.model import Levi
 from levi_deploy.model.backbone import Backbone
+from levi_deploy.model.build import build
+from levi_export.convert import convert, outputs
+from levi_export.convert import inputs as graph_inputs
+from levi_export.graph import check, clean
 from levi_serving.errors import UsageError
+from levi_serving.predictions import Task
+from levi_serving.rows.images import ImageSettings
+from levi_serving.rows.preprocess import Preprocessing
+from levi_serving.rows.text import TextSettings
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +111,32 @@ def test_padding_moves_nothing(name, folders):
                 alone = backbone({key: value[row : row + 1, real] for key, value in given.items()})
                 for a, b in zip(together, alone, strict=True):
                     torch.testing.assert_close(a[row, real], b[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_graph_answers_as_torch_at_sizes_never_traced(name, folders, tmp_path):
+    """A whole model on three taps, by the exporter's own steps."""
+    backbone = Backbone.load(folders(name), lambda depth: (0, depth - 1, depth))
+    rows = Preprocessing(text=TextSettings())
+    if name in IMAGES:
+        rows = Preprocessing(image=ImageSettings(resize=(32, 32)))
+    config = ModelConfig(pooling="last" if name in CAUSAL else "attention", queries=2, branches=())
+    task = Task(kind="classification", labels=("a", "b", "c"))
+    ensemble = build(config, backbone.identity, rows, backbone.taps, task=task)
+    levi = Levi(backbone, ensemble).eval()
+    model = convert(levi, rows)
+    clean(model)
+    weights = sum(p.numel() * 4 for p in levi.state_dict().values())
+    check(model, inputs=graph_inputs(levi, rows), outputs=outputs(heads=3, classes=3), weights=weights)
+    ir.save(model, tmp_path / "taps.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "taps.onnx")
+    for size, tokens, side in ((1, 1, "right"), (3, 9, "right"), (5, 31, "left" if name in CAUSAL else "right")):
+        given = inputs(name, rows=size, tokens=tokens, seed=size, side=side)
+        feeds = {i.name: given[i.name].numpy() for i in session.get_inputs() if i.name in given}
+        with torch.no_grad():
+            expected = levi(**given)
+        for a, b in zip(session.run(None, feeds), expected, strict=True):
+            np.testing.assert_allclose(a, b.numpy(), rtol=1e-3, atol=2e-5 * float(b.std() + b.abs().max()))
 
 
 def test_one_weight_makes_another_digest(folders, tmp_path):

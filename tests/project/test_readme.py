@@ -16,7 +16,18 @@ from levi_deploy.cli import app
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ["choosing", "python", "serving", "files", "benchmarking", "gpu", "own_branch", "bundle", "troubleshooting"]
+GUIDES = [
+    "choosing",
+    "comparing",
+    "python",
+    "serving",
+    "files",
+    "benchmarking",
+    "gpu",
+    "own_branch",
+    "bundle",
+    "troubleshooting",
+]
 PAGES = ["README.md", "serving/README.md", "export/README.md", *(f"docs/{name}.md" for name in ("README", *GUIDES))]
 COLUMNS = 120
 

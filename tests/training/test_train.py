@@ -12,12 +12,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from levi_deploy.config import Config
 from levi_deploy.methods import branch_alone, linear_probe
 from levi_deploy.run import Run
 from levi_deploy.training import train
+from levi_deploy.training.fit import _average
 from levi_serving.errors import LeviError, RunError, TableError, UsageError
 from levi_serving.predictions import Task
 
@@ -157,6 +159,33 @@ def test_head_weights_must_fit(table, config, cache, tmp_path):
     asked = replace(config, training=replace(config.training, head_weights=(1.0, 2.0, 3.0)))
     with pytest.raises(UsageError, match=r"`head_weights` has 3 numbers, but there are 2 heads.* \[1, 3\]"):
         train(table, tmp_path / "run", asked, cache=cache)
+
+
+def test_the_average_of_the_weights_is_kept_and_resumed(run, table, config, cache, tmp_path):
+    asked = replace(config, training=replace(config.training, ema_decay=0.9))
+    whole = train(table, tmp_path / "whole", asked, cache=cache)
+    assert not same(weights(whole), weights(run))
+
+    def stop(what, done, total):
+        if what == "epoch 3" and done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(table, tmp_path / "run", asked, cache=cache, progress=stop)
+    resumed = train(table, tmp_path / "run", asked, cache=cache, resume=True)
+    assert same(weights(whole), weights(resumed))
+
+
+def test_the_average_has_a_short_memory_at_first():
+    """By hand: after steps 0 and 1 the shares that stay are 1/10 and 2/11; a long run has the decay itself."""
+    average, weight = [torch.zeros(1)], [torch.nn.Parameter(torch.ones(1))]
+    _average(average, weight, 0.9, 0)
+    assert average[0].item() == pytest.approx(0.9)
+    _average(average, weight, 0.9, 1)
+    assert average[0].item() == pytest.approx(0.9 * 2 / 11 + 9 / 11)
+    average[0].zero_()
+    _average(average, weight, 0.9, 10_000)
+    assert average[0].item() == pytest.approx(0.1)
 
 
 def test_divergence_is_said(table, config, cache, tmp_path):
