@@ -151,6 +151,9 @@ class ModelConfig:
         return self.taps
 
 
+TrainingDevice = Literal["auto", "cpu", "cuda", "mps"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How a LEVI model is trained.
@@ -176,6 +179,8 @@ class TrainingConfig:
         calibrate: divide the average's logits by one temperature, fitted on ID validation; regression has none.
         abstain_share: share of ID validation rows on which the model abstains: those whose heads disagree most.
             The threshold of disagreement is kept with the model; 0 for never.
+        device: where training computes: ``auto`` is a GPU where torch has one (``cuda``, else ``mps``), else ``cpu``.
+            On CUDA the backbone's passes over training rows are in bfloat16, all else in float32.
         seed: of every random choice.
     """
 
@@ -193,6 +198,7 @@ class TrainingConfig:
     augment: Literal["none", "flip-crop"] = "flip-crop"
     calibrate: bool = True
     abstain_share: float = 0.05
+    device: TrainingDevice = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:

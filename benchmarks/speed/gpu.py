@@ -152,7 +152,7 @@ def family(name: str, folder: Path, options: argparse.Namespace, peak: float) ->
         captures = GpuSettings(capture_tokens=10**6)
         sessions["onnxruntime, CUDA graphs"] = Session(path, device="cuda", precision=precision, gpu=captures)
         levi.backbone.model.set_attn_implementation("sdpa")  # type: ignore[union-attr]
-        levi.half().cuda()
+        levi.cuda().backbone.model.half()  # type: ignore[union-attr]  # the small ensemble stays in fp32
     lines = [
         f"## {name}, {precision}",
         "",

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 
 import onnx_ir as ir
@@ -44,6 +43,7 @@ from levi_serving.bundle import (
     Precision,
 )
 from levi_serving.engine.session import providers
+from levi_serving.environment import versions
 from levi_serving.errors import UsageError
 from levi_serving.parity import RealRows
 from levi_serving.rows.preprocess import TOKENIZER
@@ -189,7 +189,7 @@ def _manifest(trained: Run, levi: Levi, structure: Structure, graphs: Sequence[G
     """What the bundle says of itself, before it is sealed."""
     record = dict(trained.record)
     architecture = record.pop("model")
-    exported_with = {name: metadata.version(name) for name in ("onnx", "onnxscript", "onnx-ir", "onnxruntime")}
+    exported_with = versions(("onnx", "onnxscript", "onnx-ir", "onnxruntime", "onnxruntime-gpu"))
     return Manifest(
         task=trained.task,
         preprocessing=trained.preprocessing,

@@ -145,7 +145,8 @@ def _run(document: dict[str, Any]) -> str:
         *_tree(document["model"], record["parameters"], document["task"], document["labels"]),
         "",
         f"Trained on {record['data']['training_rows']} rows of {record['data']['file']}; best of {record['epochs']} "
-        f"epochs: {record['best_epoch']}; taps {record['seconds']['taps']:.0f} s, fit {record['seconds']['fit']:.0f} s",
+        f"epochs: {record['best_epoch']}; taps {record['seconds']['taps']:.0f} s, fit {record['seconds']['fit']:.0f} s"
+        + (f" on {record['device']}, backbone in {record['backbone_passes']}" if "device" in record else ""),
         *_metrics(record, document["abstain_above"]),
         "",
         "Made with " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),

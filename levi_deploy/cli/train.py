@@ -26,6 +26,7 @@ from levi_deploy.cli.options import (
 
 TaskChoice = Literal["auto", "classification", "multilabel", "regression"]
 Pooling = Literal["ladder", "tokens", "attention", "mean", "first", "last"]
+TrainingDevice = Literal["auto", "cpu", "cuda", "mps"]
 
 _TABLE = "Training rows: CSV, TSV, JSONL, Parquet, or a folder of images with one folder a class."
 _BRANCH = "mlp, cnn, gru, transformer, tabular, graph, package.module:Class, or none."
@@ -136,6 +137,10 @@ def command(
         bool,
         option("--print-config", help="Print every setting with its value, as TOML, and exit.", panel=EXECUTION),
     ] = False,
+    device: Annotated[
+        TrainingDevice | None,
+        option("--device", help="Where training computes; auto: a GPU if any.", panel=EXECUTION, show_default="auto"),
+    ] = None,
     cache: Cache = None,
     resume: Annotated[bool, option("--resume", help="Resume an interrupted run.", panel=EXECUTION)] = False,
     output: Annotated[Path | None, option("--output", "-o", help="The run's folder.", panel=OUTPUT)] = None,
@@ -164,6 +169,7 @@ def command(
             "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
+            "device": device,
             "seed": seed,
         },
         "data": {
@@ -266,7 +272,7 @@ def _human(run: Any, record: Any) -> str:
         f"{run.task.kind}, {record['data']['training_rows']} training rows, taps {list(run.taps)}, "
         f"best of {record['epochs']} epochs: {record['best_epoch']}\n"
         f"Trained {parameters['trained']:,} parameters beside {parameters['frozen']:,} frozen ones; "
-        f"taps {seconds['taps']:.0f} s, fit {seconds['fit']:.0f} s\n\n"
+        f"taps {seconds['taps']:.0f} s, fit {seconds['fit']:.0f} s on {record['device']}\n\n"
         f"In-distribution validation, {record['validation']['rows']} rows ({record['data']['validation_from']}):\n"
         + by_head(record["validation"])
         + f"\n\n{abstains}\nThe run is in {run.folder}. Next: levi export {run.folder} -o BUNDLE"

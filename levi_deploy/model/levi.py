@@ -38,6 +38,11 @@ class Levi(nn.Module):
         self.ensemble = ensemble
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.ensemble.weights.device
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """The names of the inputs that any part reads."""
         read = set(self.backbone.inputs if self.backbone is not None else ())

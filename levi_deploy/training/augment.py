@@ -14,7 +14,7 @@ __all__ = ["flip_crop"]
 def flip_crop(pixels: Tensor) -> Tensor:
     """Images (B, 3, height, width), each mirrored with chance one half and shifted by up to an eighth."""
     height, width = pixels.shape[2:]
-    mirrored = torch.rand(len(pixels), 1, 1, 1) < 0.5
+    mirrored = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < 0.5
     pixels = torch.where(mirrored, pixels.flip(3), pixels)
     down, right = height // 8, width // 8
     padded = torch.nn.functional.pad(pixels, (right, right, down, down), mode="reflect")

@@ -14,6 +14,7 @@ from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.build import build
 from levi_deploy.model.levi import Levi
 from levi_deploy.run import TUNED
+from levi_deploy.training.device import settle
 from levi_deploy.training.fit import Progress, fit, linear
 from levi_deploy.training.prepare import Prepared
 
@@ -42,10 +43,11 @@ def fine_tune(prepared: Prepared, output: Path, config: Config, *, progress: Pro
         backbone.unfreeze()
         pooling: Pooling = "last" if backbone.identity.causal else "mean"
         head = replace(config.model, taps=backbone.taps, pooling=pooling, branches=(), head_hidden=0, head_dropout=0.0)
+        device = settle(config.training.device)
         ensemble = build(head, backbone.identity, prepared.preprocessing, backbone.taps, task=prepared.task)
         settings = config.training
         fit(
-            Levi(backbone, ensemble),
+            Levi(backbone, ensemble).to(device),
             prepared.train,
             prepared.validation,
             replace(

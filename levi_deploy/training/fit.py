@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from levi_deploy.config import TrainingConfig
 from levi_deploy.model.heads import loss, prediction_loss
 from levi_deploy.model.levi import Ensemble, Levi
 from levi_deploy.training.augment import flip_crop
+from levi_deploy.training.device import half
 from levi_deploy.training.prepare import Examples
 from levi_serving import atomic
 from levi_serving.errors import DivergenceError
@@ -64,8 +66,8 @@ def fit(
     """Train until the validation loss stops falling, and leave the best epoch's weights in the model.
 
     Args:
-        levi: freshly made. Its backbone runs in every step where the examples' taps are not stored. Regression
-            learns in units of the training targets' mean and spread, which are set here.
+        levi: freshly made, on the device that it trains on. Its backbone runs in every step where the examples' taps
+            are not stored. Regression learns in units of the training targets' mean and spread, which are set here.
         train: training rows.
         validation: ID validation rows; they choose the epoch and nothing else.
         config: epochs, rate, batch size, weights of heads and classes, patience, seed.
@@ -84,8 +86,9 @@ def fit(
     if ensemble.task.kind == "regression":
         ensemble.shift.fill_(float(train.targets.mean()))
         ensemble.scale.fill_(max(float(train.targets.std()), 1e-6))
-    weights = torch.tensor(config.head_weights or (1.0,) * len(ensemble.heads))
-    classes = class_weights(train.targets, ensemble.task.kind) if config.class_weights == "balanced" else None
+    device = levi.device
+    weights = torch.tensor(config.head_weights or (1.0,) * len(ensemble.heads), device=device)
+    classes = class_weights(train.targets, ensemble.task.kind).to(device) if config.class_weights == "balanced" else None
     parameters = [p for p in levi.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         [
@@ -173,15 +176,18 @@ def _loss(
     if config.augment != "none" and "pixel_values" in inputs:
         inputs["pixel_values"] = flip_crop(inputs["pixel_values"])  # the branches' view: the taps are stored
     _, head_logits = ensemble.combine(pooled, inputs)
-    targets = torch.from_numpy(train.targets[rows])
+    targets = torch.from_numpy(train.targets[rows]).to(levi.device)
     return loss(head_logits, targets, ensemble.task.kind, weights, classes) / ensemble.scale**2
 
 
 def _pooled(levi: Levi, examples: Examples, rows: NDArray[np.int64]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """The chosen rows' pooled taps, stored or computed now, and their inputs."""
     taps, inputs = examples.batch(rows)
+    taps = [tap.to(levi.device) for tap in taps]
+    inputs = {name: array.to(levi.device) for name, array in inputs.items()}
     if examples.taps is None and levi.backbone is not None:
-        taps = levi.backbone(inputs)
+        with half(levi.device) if levi.training else nullcontext():
+            taps = levi.backbone(inputs)
     fixed = examples.taps is not None and examples.taps.fixed
     return taps if fixed else levi.ensemble.pool(taps, inputs), inputs
 
@@ -196,8 +202,8 @@ def predict(levi: Levi, examples: Examples, *, batch_size: int = 256) -> Outputs
         pooled, inputs = _pooled(levi, examples, order[start : start + batch_size])
         parts[start] = levi.ensemble.combine(pooled, inputs)
     back = np.argsort(order, kind="stable")
-    logits = torch.cat([logits for logits, _ in parts.values()]).numpy()[back]
-    head_logits = torch.cat([head_logits for _, head_logits in parts.values()]).numpy()[back]
+    logits = torch.cat([logits for logits, _ in parts.values()]).cpu().numpy()[back]
+    head_logits = torch.cat([head_logits for _, head_logits in parts.values()]).cpu().numpy()[back]
     return Outputs(logits, head_logits)
 
 
@@ -206,7 +212,7 @@ def _validation_loss(levi: Levi, validation: Examples) -> float:
     ensemble: Ensemble = levi.ensemble
     logits = torch.from_numpy(predict(levi, validation).logits)
     value = prediction_loss(logits, torch.from_numpy(validation.targets), ensemble.task.kind)
-    return float(value / ensemble.scale**2)
+    return float(value) / float(ensemble.scale) ** 2
 
 
 def class_weights(targets: NDArray[Any], kind: TaskKind) -> Tensor:

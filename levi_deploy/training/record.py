@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from levi_deploy.config import Config
@@ -15,6 +17,7 @@ from levi_deploy.evaluation.metrics import metrics
 from levi_deploy.model.architecture import architecture, parameters
 from levi_deploy.model.levi import Levi
 from levi_deploy.run import Run
+from levi_deploy.training.device import half, title
 from levi_deploy.training.prepare import Prepared
 from levi_serving.environment import versions
 from levi_serving.predictions import Predictions, Task
@@ -37,6 +40,7 @@ def record(
     stages: Sequence[int],
     history: Sequence[Mapping[str, Any]],
     seconds: Mapping[str, float],
+    device: torch.device,
 ) -> Run:
     """Write a finished run: its weights, what it was trained on, and what came of it.
 
@@ -50,6 +54,7 @@ def record(
         stages: M of each branch.
         history: a record an epoch.
         seconds: that each act took.
+        device: that it was trained on.
     """
     identity = levi.backbone.identity if levi.backbone is not None else prepared.backbone
     model = architecture(levi, identity, stages)
@@ -69,6 +74,8 @@ def record(
             "best_epoch": min(history, key=lambda record: record["validation_loss"])["epoch"],
             "epochs": len(history),
             "validation": metrics(predictions, prepared.validation.targets, task),
+            "device": title(device),
+            "backbone_passes": "float32" if isinstance(half(device), nullcontext) else "bfloat16",
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
             "versions": {"python": platform.python_version(), **versions(_MADE_WITH)},
         },

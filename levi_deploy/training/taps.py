@@ -12,6 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,19 @@ from torch import Tensor
 from levi_deploy.config import FIXED_POOLINGS, Pooling
 from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.pooling import FixedPooling
+from levi_deploy.training.device import half
 from levi_serving.engine.batching import Limits, plan
 from levi_serving.errors import LeviError, UsageError
 from levi_serving.rows.preprocess import Encoded
 
 __all__ = ["Taps", "compute"]
 
-_VERSION = 3
+_VERSION = 4
 _ABOUT, _VALUES = "about.json", "values.bin"
-_LIMITS = Limits(tokens=2048, rows=512)  # fits a CPU's caches; larger batches were slower
+_LIMITS = {
+    "cpu": Limits(tokens=2048, rows=512),  # fits a CPU's caches; larger batches were slower
+    "cuda": Limits(tokens=65536, rows=2048),
+}
 
 Progress = Callable[[int, int], None]
 
@@ -76,6 +81,7 @@ def compute(
     pooling: Pooling,
     *,
     folder: Path,
+    exact: bool = True,
     progress: Progress | None = None,
 ) -> Taps:
     """Compute the taps of N rows, or open those that lie computed.
@@ -83,10 +89,11 @@ def compute(
     Each depth is an entry of its own, so models that read different depths share what they have in common.
 
     Args:
-        backbone: frozen.
+        backbone: frozen, on the device that computes.
         encoded: the rows.
         pooling: fixed poolings are applied before storing.
         folder: the cache. An entry is complete or not there: it is written aside and renamed.
+        exact: in float32 on a CUDA GPU too, where bfloat16 is faster.
         progress: given rows done and N, after each batch.
 
     Raises:
@@ -94,14 +101,18 @@ def compute(
         LeviError: a hidden state does not fit float16.
     """
     fixed = pooling in FIXED_POOLINGS
-    entries = folder / "taps" / _key(backbone, encoded, pooling)
+    device = next(backbone.parameters()).device
+    precision = nullcontext() if exact else half(device)
+    dtype = "float32" if isinstance(precision, nullcontext) else "bfloat16"
+    entries = folder / "taps" / _key(backbone, encoded, pooling, dtype)
     missing = [depth for depth in backbone.taps if not (entries / str(depth) / _ABOUT).is_file()]
     if missing:
         entries.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=".computing-", dir=entries))
         try:
             store = _Store(aside, encoded, missing, fixed=fixed)
-            _fill(store, backbone, encoded, pooling, progress)
+            with precision:
+                _fill(store, backbone, encoded, pooling, device, progress)
             store.close({"backbone": backbone.identity.name, "pooling": pooling if fixed else "none"})
             for depth in missing:
                 try:
@@ -111,19 +122,19 @@ def compute(
                         raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    dtype = np.float32 if fixed else np.float16
+    stored = np.float32 if fixed else np.float16
     values = []
     for depth in backbone.taps:
         shape = json.loads((entries / str(depth) / _ABOUT).read_text(encoding="utf-8"))["shape"]
-        values.append(np.memmap(entries / str(depth) / _VALUES, dtype=dtype, mode="r", shape=tuple(shape)))
+        values.append(np.memmap(entries / str(depth) / _VALUES, dtype=stored, mode="r", shape=tuple(shape)))
     return Taps(list(values), encoded, fixed)
 
 
-def _key(backbone: Backbone, encoded: Encoded, pooling: Pooling) -> str:
-    """A digest of all that the taps of any depth depend on: weights, pooling, and what the backbone reads of rows."""
+def _key(backbone: Backbone, encoded: Encoded, pooling: Pooling, dtype: str) -> str:
+    """A digest of all that the taps of any depth depend on: weights, dtype, pooling, and what is read of rows."""
     stored = pooling if pooling in FIXED_POOLINGS else "tokens"
     settings = encoded.settings.text if backbone.identity.modality == "text" else encoded.settings.image
-    digest = hashlib.sha256(repr((_VERSION, backbone.identity.digest, stored, settings)).encode())
+    digest = hashlib.sha256(repr((_VERSION, backbone.identity.digest, dtype, stored, settings)).encode())
     names = ("ids", "offsets", "types") if backbone.identity.modality == "text" else ("pixel_values",)
     arrays = encoded.stored()
     for name in names:
@@ -173,7 +184,7 @@ class _Store:
                         "A hidden state of this backbone is too large for float16, in which its tokens are stored. "
                         "Set `pooling` to mean, first or last, which store float32."
                     )
-            values[places] = tap.numpy()
+            values[places] = tap.cpu().numpy()
 
     def close(self, about: dict[str, Any]) -> None:
         """Write everything out."""
@@ -184,13 +195,20 @@ class _Store:
 
 
 @torch.inference_mode()
-def _fill(store: _Store, backbone: Backbone, encoded: Encoded, pooling: Pooling, progress: Progress | None) -> None:
+def _fill(
+    store: _Store,
+    backbone: Backbone,
+    encoded: Encoded,
+    pooling: Pooling,
+    device: torch.device,
+    progress: Progress | None,
+) -> None:
     pool = FixedPooling(pooling, 0) if pooling in FIXED_POOLINGS else None
     text = backbone.identity.modality == "text"
     tokens = encoded.tokens
     done = 0
-    for rows in plan(encoded.costs, _LIMITS):
-        feeds = {name: torch.from_numpy(array) for name, array in encoded.batch(rows).items()}
+    for rows in plan(encoded.costs, _LIMITS.get(device.type, _LIMITS["cpu"])):
+        feeds = {name: torch.from_numpy(array).to(device) for name, array in encoded.batch(rows).items()}
         taps = dict(zip(backbone.taps, backbone(feeds), strict=True))
         hidden = [taps[depth] for depth in store.depths]  # (B, T, D) each
         mask = feeds["attention_mask"] if text else None

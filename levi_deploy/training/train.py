@@ -23,6 +23,7 @@ from levi_deploy.model.build import build
 from levi_deploy.model.levi import Levi
 from levi_deploy.run import LOG, TUNED, Run
 from levi_deploy.training.calibrate import abstain_above, head_weights, temperature
+from levi_deploy.training.device import settle
 from levi_deploy.training.finetune import fine_tune
 from levi_deploy.training.fit import cosine, fit, linear, predict
 from levi_deploy.training.prepare import Examples, Prepared, encode
@@ -72,6 +73,7 @@ def train(
 
     Raises:
         UsageError: a setting, a tap or the choice of rows is wrong; nothing has been written.
+        ProviderError: torch does not have the device.
         TableError: the table is wrong.
         LeviError: training failed.
     """
@@ -86,6 +88,7 @@ def train(
         table = load(data, config.data, validation=validation, seed=config.training.seed)  # before anything heavy
         backbone = _load(config)
         prepared = encode(table, config, backbone.identity)
+    device = settle(config.training.device)
     levi, stages = _build(prepared, backbone, config)
     _begin(output, prepared, request, overwrite=overwrite)
 
@@ -93,11 +96,10 @@ def train(
     if config.training.fine_tune:
         with _timed(seconds, "fine_tune"):
             levi.backbone = fine_tune(prepared, output, config, progress=_epochs(tell, "fine-tuning, epoch"))
+    levi.to(device)
     with _timed(seconds, "taps"):
-        train_rows, validation_rows = (
-            _tapped(levi, rows, config, cache, partial(tell, f"taps of {what} rows"))
-            for what, rows in (("training", prepared.train), ("validation", prepared.validation))
-        )
+        train_rows = _tapped(levi, prepared.train, config, cache, partial(tell, "taps of training rows"), exact=False)
+        validation_rows = _tapped(levi, prepared.validation, config, cache, partial(tell, "taps of validation rows"))
     with _timed(seconds, "fit"):
         history = fit(
             levi,
@@ -110,10 +112,20 @@ def train(
             progress=_epochs(tell, "epoch"),
         )
     task, predictions = _calibrate(levi, validation_rows, config)
+    levi.cpu()
     if config.training.train_backbone:
         levi.backbone = _keep_backbone(levi, output, prepared)
     run = record(
-        prepared, levi, task, predictions, output=output, config=config, stages=stages, history=history, seconds=seconds
+        prepared,
+        levi,
+        task,
+        predictions,
+        output=output,
+        config=config,
+        stages=stages,
+        history=history,
+        seconds=seconds,
+        device=device,
     )
     (output / _STATE).unlink()
     (output / _REQUEST).unlink()
@@ -198,9 +210,15 @@ def _begin(output: Path, prepared: Prepared, request: dict[str, Any], *, overwri
 
 
 def _tapped(
-    levi: Levi, rows: Examples, config: Config, cache: Path | None, progress: Callable[[int, int], None]
+    levi: Levi,
+    rows: Examples,
+    config: Config,
+    cache: Path | None,
+    progress: Callable[[int, int], None],
+    *,
+    exact: bool = True,
 ) -> Examples:
-    """The rows with their taps, computed once and kept, where the backbone is frozen."""
+    """The rows with their taps, computed once and kept, where the backbone is frozen; validation's are exact."""
     if levi.backbone is None or config.model.lora or config.training.train_backbone:
         return rows
     taps = compute(
@@ -208,6 +226,7 @@ def _tapped(
         rows.encoded,
         config.model.pooling,
         folder=cache or cache_folder(),
+        exact=exact,
         progress=progress,
     )
     return replace(rows, taps=taps)

@@ -46,7 +46,7 @@ def test_format_1_holds_its_proof(format_1):
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_format_1_gives_the_golden_answers(format_1, precision):
-    runner = Runner(format_1, precision=precision)
+    runner = Runner(format_1, device="cpu", precision=precision)
     golden = Golden.load(format_1 / GOLDEN, runner.preprocessor.settings)
     predictions = runner.predict(golden.rows)
     assert predictions.labels.tolist() == list(golden.predictions)

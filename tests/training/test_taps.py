@@ -99,7 +99,7 @@ def test_they_are_computed_once_and_keyed(loaded, backbone, encoded, tmp_path, m
 
 
 def test_an_interruption_leaves_nothing_half_done(loaded, encoded, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_LIMITS", Limits(tokens=64))
+    monkeypatch.setattr(module, "_LIMITS", {"cpu": Limits(tokens=64)})
     seen = []
 
     def stop(done, total):

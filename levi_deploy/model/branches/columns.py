@@ -37,7 +37,7 @@ class TabularBranch(nn.Module):
         if "categorical" in self.inputs:
             known = inputs["categorical"]
             if self.training:
-                known = known * (torch.rand(known.shape) >= _UNKNOWN)
+                known = known * (torch.rand(known.shape, device=known.device) >= _UNKNOWN)
             parts += [embedding(known[:, c]) for c, embedding in enumerate(self.embeddings)]
         state = torch.cat(parts, dim=1)
         stages = []

@@ -62,9 +62,11 @@ class GraphBranch(nn.Module):
 
     def propagate(self) -> list[Tensor]:
         """All nodes after 1 … M rounds, each averaged with the rounds before: (users + items, width) each."""
+        assert self._edges is not None  # noqa: S101  # only training propagates
+        edges = self._edges.to(self.embedding.device)  # no buffer: a model that serves has none
         state, total, tables = self.embedding, self.embedding, []
         for m in range(self.depth):
-            state = torch.sparse.mm(self._edges, state)
+            state = torch.sparse.mm(edges, state)
             total = total + state
             tables.append(total / (m + 2))
         return tables
@@ -81,7 +83,7 @@ class GraphBranch(nn.Module):
         """The M stages, (B, S) each, from ``nodes`` (B, 2)."""
         nodes = inputs["nodes"]
         if self.training:
-            nodes = nodes * (torch.rand(nodes.shape) >= _UNSEEN)
+            nodes = nodes * (torch.rand(nodes.shape, device=nodes.device) >= _UNSEEN)
         user, item = nodes[:, 0], nodes[:, 1] + self.users
         tables = self.propagate() if self.training else list(self.folded)
         stages = []
