@@ -1,6 +1,6 @@
 """The bars on an NVIDIA GPU: LEVI on ViT-B/16 and BERT-base in fp16, beside torch with SDPA and CUDA graphs.
 
-    python benchmarks/speed/gpu.py [--device cuda] [--batches 1,8,32,128,256] [--seconds 3] [-o docs/gpu.md]
+    python benchmarks/speed/gpu.py [--device cuda] [--batches 1,8,32,128,256] [--seconds 3] [-o gpu.md]
 
 Shapes from the models' configuration classes, weights random: times do not depend on them. Needs onnxruntime-gpu and
 a torch with CUDA; ``--device cpu --tiny`` goes through the same steps anywhere, to try the script. Both sides are
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,32,128,256")
     parser.add_argument("--seconds", type=float, default=3.0, help="for each side and batch")
     parser.add_argument("--tiny", action="store_true", help="two layers, 64 wide: to try the script")
-    parser.add_argument("-o", "--output", type=Path, default=Path("docs/gpu.md"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("gpu.md"))
     options = parser.parse_args()
     about: dict[str, Any] = environment()
     peak = products(options.device, 8192 if options.device == "cuda" else 512)

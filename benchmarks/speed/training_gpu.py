@@ -34,7 +34,7 @@ from levi_serving.rows.text import TextSettings, Tokens
 
 TOKENS, EPOCHS = 128, 10
 TASK = Task(kind="classification", labels=("negative", "positive"))
-TINY = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
+TINY: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
 
 
 def rows(count: int) -> Examples:
@@ -109,8 +109,9 @@ def main() -> None:
         ours = side(source, device, options.rows, folder)
         theirs = side(source, torch.device("cpu"), options.cpu_rows, folder / "cpu")
         print(
-            f"{title(device)}; {about['cpu']}, {about['usable_cores']} cores, torch {about['versions']['torch']}; rows "
-            f"of {TOKENS} tokens, BERT-base\n\n| what | {device.type}, rows/s | cpu, rows/s | ratio |\n|---|---|---|---|"
+            f"{title(device)}; {about['cpu']}, {about['usable_cores']} cores, torch {about['versions']['torch']}; "
+            f"rows of {TOKENS} tokens, BERT-base\n\n"
+            f"| what | {device.type}, rows/s | cpu, rows/s | ratio |\n|---|---|---|---|"
         )
         for name in ours:
             pairs = [(ours[name](), theirs[name]()) for _ in range(2)]

@@ -88,7 +88,9 @@ def fit(
         ensemble.scale.fill_(max(float(train.targets.std()), 1e-6))
     device = levi.device
     weights = torch.tensor(config.head_weights or (1.0,) * len(ensemble.heads), device=device)
-    classes = class_weights(train.targets, ensemble.task.kind).to(device) if config.class_weights == "balanced" else None
+    classes = None
+    if config.class_weights == "balanced":
+        classes = class_weights(train.targets, ensemble.task.kind).to(device)
     parameters = [p for p in levi.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         [

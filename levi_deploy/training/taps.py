@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,7 @@ def compute(
         aside = Path(tempfile.mkdtemp(prefix=".computing-", dir=entries))
         try:
             store = _Store(aside, encoded, missing, fixed=fixed)
-            with precision:
-                _fill(store, backbone, encoded, pooling, device, progress)
+            _fill(store, backbone, encoded, pooling, device, precision, progress)
             store.close({"backbone": backbone.identity.name, "pooling": pooling if fixed else "none"})
             for depth in missing:
                 try:
@@ -201,6 +200,7 @@ def _fill(
     encoded: Encoded,
     pooling: Pooling,
     device: torch.device,
+    precision: AbstractContextManager[object],
     progress: Progress | None,
 ) -> None:
     pool = FixedPooling(pooling, 0) if pooling in FIXED_POOLINGS else None
@@ -209,7 +209,8 @@ def _fill(
     done = 0
     for rows in plan(encoded.costs, _LIMITS.get(device.type, _LIMITS["cpu"])):
         feeds = {name: torch.from_numpy(array).to(device) for name, array in encoded.batch(rows).items()}
-        taps = dict(zip(backbone.taps, backbone(feeds), strict=True))
+        with precision:
+            taps = dict(zip(backbone.taps, backbone(feeds), strict=True))
         hidden = [taps[depth] for depth in store.depths]  # (B, T, D) each
         mask = feeds["attention_mask"] if text else None
         if pool is not None:

@@ -63,8 +63,9 @@ def test_training_rows_alone_are_read_in_half_precision(table, config, tmp_path,
     train(table, tmp_path / "exact", config, cache=tmp_path / "exact-cache")
     monkeypatch.setattr(taps, "half", lambda _: torch.autocast("cpu", torch.bfloat16))
     train(table, tmp_path / "half", config, cache=tmp_path / "half-cache")
-    (validation, training), (validation_half, training_half) = stored(tmp_path / "exact-cache"), stored(
-        tmp_path / "half-cache"
+    (validation, training), (validation_half, training_half) = (
+        stored(tmp_path / "exact-cache"),
+        stored(tmp_path / "half-cache"),
     )
     np.testing.assert_array_equal(validation, validation_half)
     assert 1e-4 < np.abs(training - training_half).max() < 0.1
@@ -112,7 +113,7 @@ def test_every_kind_of_model_trains_on_a_gpu_and_is_the_same_run(table, config, 
 
     run = train(table, tmp_path / "run", changed(config, **settings), cache=tmp_path / "cache")
     assert run.record["device"].startswith("cuda: ")
-    assert run.record["validation"]["accuracy"] > 0.7
+    assert run.record["validation"]["accuracy"] > 0.6
     found = evaluate(load(run.folder).predictor, table, target="label", splits=["id_val"])
     assert found["splits"]["id_val"]["all"]["accuracy"] == pytest.approx(run.record["validation"]["accuracy"], abs=0.02)
     export(run.folder, tmp_path / "bundle")
