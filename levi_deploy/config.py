@@ -64,6 +64,8 @@ class ModelConfig:
         branch_dropout: share of a branch stage dropped in training.
         head_hidden: hidden units of an adapting layer; 0 makes it linear.
         head_dropout: share of an adapting layer's inputs dropped in training.
+        members: how many times all that trains from scratch is there, each from weights of its own and all averaged
+            over one pass of the backbone: more training and more of the graph, for a steadier answer.
         average: ``equal`` gives each head the same weight, as the paper does; ``weighed`` fits the weights on ID
             validation, held towards equal.
         average_of: what of the heads is averaged: ``logits`` or ``probabilities``.
@@ -86,6 +88,7 @@ class ModelConfig:
     branch_dropout: float = 0.3
     head_hidden: int = 128
     head_dropout: float = 0.1
+    members: int = 1
     average: Literal["weighed", "equal"] = "equal"
     average_of: Literal["logits", "probabilities"] = "logits"
     lora: int = 0
@@ -100,6 +103,7 @@ class ModelConfig:
             "branch_width",
             "branch_depth",
             "branch_embedding",
+            "members",
             "max_length",
             "image_size",
         )
@@ -171,7 +175,8 @@ class TrainingConfig:
         train_backbone: train the whole backbone with everything else, for all epochs and at ``learning_rate``, which
             should then be as low as ``fine_tune_rate``: full fine-tuning. Its taps are not stored.
         patience: epochs without a better validation loss before training stops.
-        head_weights: the weights w_1 … w_K, one for each head's loss; equal when empty.
+        head_weights: the weights w_1 … w_K in the loss, one for each tap's head, the same in all members; equal when
+            empty.
         class_weights: ``balanced`` weighs each class by the inverse of its share of the training rows;
             ``none`` weighs all rows the same.
         augment: ``flip-crop`` shows image branches a mirrored and shifted image at random; ``none`` does not.

@@ -83,7 +83,9 @@ def _tree(model: Any, parameters: Any, task: str, labels: Any) -> list[str]:
     of = "values" if task == "regression" else model["average"]
     rows = [(text, f"{part['trained']:,}", f"{part['frozen']:,}") for text, part in parts]
     how = "weighed sum" if weighed else "mean"
-    rows.append((f"└─ {how} of the K = {heads} heads' {of} → (B, {classes})", "", ""))
+    members = model.get("members", 1)  # bundles of older versions have one
+    times = f", of {members} members each," if members > 1 else ""
+    rows.append((f"└─ {how} of the K = {heads} heads'{times} {of} → (B, {classes})", "", ""))
     rows.insert(0, ("", "trained", "frozen"))
     rows.append(("", f"{parameters['trained']:,}", f"{parameters['frozen']:,}"))
     wide, left, right = (max(len(row[n]) for row in rows) for n in range(3))

@@ -36,7 +36,7 @@ def count_stages(ensemble: Ensemble, preprocessing: Preprocessing) -> tuple[int,
     counts = []
     training = ensemble.training
     ensemble.eval()
-    for name, module in zip(ensemble.names, ensemble.branches, strict=True):
+    for name, module in zip(ensemble.names, ensemble.branches[: len(ensemble.names)], strict=True):
         branch = cast("Branch", module)
         if lacks := [read for read in branch.inputs if read not in inputs]:
             raise UsageError(
@@ -66,15 +66,15 @@ def architecture(levi: Levi, identity: Identity, stages: Sequence[int]) -> dict[
     Returns:
         ``backbone`` (its ``layers`` L, and ``widths`` D at depths 0 … L), ``taps`` (``depth``, D, and
         ``pooled``, the width of the pooled tap), ``branches`` (``stages`` M and ``width`` S), ``heads``
-        (the ``tap`` it reads, the stage of each branch, from 1, and its ``weight``) and ``average``. Each part says how
-        many of its parameters were ``trained``; ``frozen`` counts those the model keeps: none above the
-        deepest tap.
+        (the ``tap`` it reads, the stage of each branch, from 1, and its ``weight``), ``members``, how often these are
+        there, and ``average``. Each part says how many of its parameters were ``trained``, in all members together;
+        ``frozen`` counts those the model keeps: none above the deepest tap.
     """
     ensemble, backbone = levi.ensemble, levi.backbone
     config = ensemble.config
     adapters = sum(tensor.numel() for tensor in backbone.adapters().values()) if backbone is not None else 0
     kept = sum(p.numel() for p in backbone.parameters()) - adapters if backbone is not None else 0
-    heads = len(ensemble.heads)
+    heads = len(ensemble.heads) // ensemble.members
     return {
         "backbone": {
             "name": identity.title,
@@ -91,9 +91,9 @@ def architecture(levi: Levi, identity: Identity, stages: Sequence[int]) -> dict[
                 "pooling": config.pooling,
                 "queries": 0 if config.pooling in FIXED_POOLINGS else config.queries,
                 "pooled": cast("int", pool.width),
-                **_counted(pool),
+                **_counted(ensemble.pools[k :: len(ensemble.taps)]),
             }
-            for tap, pool in zip(ensemble.taps, ensemble.pools, strict=True)
+            for k, (tap, pool) in enumerate(zip(ensemble.taps, ensemble.pools, strict=False))
         ],
         "branches": [
             {
@@ -101,9 +101,9 @@ def architecture(levi: Levi, identity: Identity, stages: Sequence[int]) -> dict[
                 "reads": cast("Branch", branch).inputs,
                 "stages": count,
                 "width": cast("Branch", branch).width,
-                **_counted(branch),
+                **_counted(ensemble.branches[n :: len(ensemble.names)]),
             }
-            for name, branch, count in zip(ensemble.names, ensemble.branches, stages, strict=True)
+            for n, (name, branch, count) in enumerate(zip(ensemble.names, ensemble.branches, stages, strict=False))
         ],
         "heads": [
             {
@@ -111,17 +111,18 @@ def architecture(levi: Levi, identity: Identity, stages: Sequence[int]) -> dict[
                 "stages": [1 + stage_of(k, heads=heads, stages=count) for count in stages],
                 "hidden": config.head_hidden,
                 "outputs": ensemble.task.outputs,
-                "weight": round(float(ensemble.weights[k]), 4),
-                **_counted(head),
+                "weight": round(float(ensemble.weights[k::heads].sum()), 4),
+                **_counted(ensemble.heads[k::heads]),
             }
-            for k, head in enumerate(ensemble.heads)
+            for k in range(heads)
         ],
+        "members": ensemble.members,
         "average": config.average_of,
     }
 
 
 def _counted(part: nn.Module) -> dict[str, int]:
-    """Parameters that train, and those that only travel with the model."""
+    """Parameters of a part in all members: those that train, and those that only travel with the model."""
     trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
     return {"trained": trained, "frozen": sum(p.numel() for p in part.parameters()) - trained}
 

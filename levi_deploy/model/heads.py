@@ -37,7 +37,7 @@ class AdaptingHead(nn.Module):
             self.net = nn.Linear(width, outputs)
 
     def forward(self, tap: Tensor | None, stages: list[Tensor]) -> Tensor:
-        """Read a pooled tap (B, R·D), None without a backbone, and a stage (B, S) of each branch: (B, C)."""
+        """Read a pooled tap (B, P), None without a backbone, and a stage (B, S) of each branch: (B, C)."""
         parts = list(stages)
         if self.norm is not None and tap is not None:
             parts.insert(0, self.norm(tap))

@@ -2,8 +2,10 @@
 
 A frozen pre-trained backbone, small branches trained from scratch, and K adapting layers that read both
 at several depths. The prediction is their average. One alphabet of shapes: B rows, T tokens (or
-patches), D backbone width, L backbone depth, K adapting layers, R vectors a pooled tap has, M stages of
+patches), D backbone width, L backbone depth, K adapting layers, P width of a pooled tap, M stages of
 a branch, S branch width, C outputs.
+
+Where there are several members, all but the backbone is there as often: K counts every member's adapting layers.
 
 This file says how the parts fit together.
 """
@@ -16,7 +18,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from levi_deploy.config import ModelConfig
+from levi_deploy.config import FIXED_POOLINGS, ModelConfig
 from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.branches import Branch, Facts, branch_names, make
 from levi_deploy.model.heads import AdaptingHead, average
@@ -108,19 +110,20 @@ class Ensemble(nn.Module):
         super().__init__()
         self.config, self.taps, self.task, self.masked = config, taps, task, masked
         self.names = branch_names(config, facts)
-        branches = [make(name, facts, config) for name in self.names]
+        self.members = config.members  # one after the other, in each of the lists
+        branches = [make(name, facts, config) for name in self.names * self.members]
         self.branches = nn.ModuleList(branches)
-        pools = [pooling(config, width) for width in widths]
+        pools = [pooling(config, width) for width in widths * (1 if config.pooling in FIXED_POOLINGS else self.members)]
         self.pools = nn.ModuleList(pools)
         self.heads = nn.ModuleList(
             AdaptingHead(
                 tap_width=pool.width if pool is not None else 0,
-                stage_width=sum(branch.width for branch in branches),
+                stage_width=sum(branch.width for branch in branches[: len(self.names)]),
                 outputs=task.outputs,
                 hidden=config.head_hidden,
                 dropout=config.head_dropout,
             )
-            for pool in pools or (None,)
+            for pool in (pools[: len(taps)] or (None,)) * self.members
         )
         # Regression: the target's mean and spread in training, so that heads learn in units of one.
         self.shift: Tensor
@@ -147,11 +150,19 @@ class Ensemble(nn.Module):
         return self.combine(self.pool(hidden, inputs), inputs)
 
     def pool(self, hidden: list[Tensor], inputs: Mapping[str, Tensor]) -> list[Tensor]:
-        """Pool each tap over its tokens, from the lowest up: K times (B, T, D) to K times (B, P)."""
+        """Pool each tap over its tokens, from the lowest up, for each member that pools in its own way.
+
+        Args:
+            hidden: the taps' hidden states, (B, T, D) each.
+            inputs: the rows' inputs by name.
+
+        Returns:
+            (B, P) for each tap, of one member after the other; once for all members where there is nothing to learn.
+        """
         mask = inputs["attention_mask"] if self.masked else None
         pooled, state = [], None
-        for pool, tap in zip(self.pools, hidden, strict=True):
-            vector, state = pool(tap, mask, state)
+        for n, pool in enumerate(self.pools):
+            vector, state = pool(hidden[n % len(hidden)], mask, state if n % len(hidden) else None)
             pooled.append(vector)
         return pooled
 
@@ -159,23 +170,21 @@ class Ensemble(nn.Module):
         """Let every adapting layer read its tap beside its branch stages, and average.
 
         Args:
-            pooled: the K taps, (B, P) each; empty for the branches alone.
+            pooled: the taps as ``pool`` gives them, (B, P) each; empty for the branches alone.
             inputs: the rows' inputs by name.
 
         Returns:
             ``logits`` (B, C) and ``head_logits`` (B, K, C).
         """
         branches = [cast("Branch", branch).stages(inputs) for branch in self.branches]
-        head_logits = torch.stack(
-            [
-                head(
-                    pooled[k] if pooled else None,
-                    [stages[stage_of(k, heads=len(self.heads), stages=len(stages))] for stages in branches],
-                )
-                for k, head in enumerate(self.heads)
-            ],
-            dim=1,
-        )  # (B, K, C)
+        heads = len(self.heads) // self.members  # of one member
+        answers = []
+        for n, head in enumerate(self.heads):
+            member, k = divmod(n, heads)
+            own = branches[member * len(self.names) : (member + 1) * len(self.names)]
+            read = [stages[stage_of(k, heads=heads, stages=len(stages))] for stages in own]
+            answers.append(head(pooled[n % len(pooled)] if pooled else None, read))
+        head_logits = torch.stack(answers, dim=1)  # (B, K, C)
         if self.task.kind == "regression":
             head_logits = head_logits * self.scale + self.shift
         weights = self.weights if self.config.average == "weighed" else None

@@ -87,7 +87,7 @@ def fit(
         ensemble.shift.fill_(float(train.targets.mean()))
         ensemble.scale.fill_(max(float(train.targets.std()), 1e-6))
     device = levi.device
-    weights = torch.tensor(config.head_weights or (1.0,) * len(ensemble.heads), device=device)
+    weights = torch.tensor(config.head_weights * ensemble.members or (1.0,) * len(ensemble.heads), device=device)
     classes = None
     if config.class_weights == "balanced":
         classes = class_weights(train.targets, ensemble.task.kind).to(device)

@@ -192,9 +192,10 @@ def _build(prepared: Prepared, backbone: Backbone, config: Config) -> tuple[Levi
         edges=prepared.edges,
     )
     stages = count_stages(ensemble, prepared.preprocessing)
-    if settings.head_weights and len(settings.head_weights) != len(ensemble.heads):
+    heads = len(ensemble.heads) // ensemble.members
+    if settings.head_weights and len(settings.head_weights) != heads:
         raise UsageError(
-            f"`head_weights` has {len(settings.head_weights)} numbers, but there are {len(ensemble.heads)} heads, one "
+            f"`head_weights` has {len(settings.head_weights)} numbers, but there are {heads} heads, one "
             f"for each of the taps {list(backbone.taps)}. Give as many."
         )
     return Levi(backbone if backbone.taps else None, ensemble), stages

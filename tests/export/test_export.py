@@ -63,7 +63,7 @@ VARIANTS = {
     "first token, probabilities": {"model": {"pooling": "first", "average_of": "probabilities", "branches": ()}},
     "tokens read one by one": {"model": {"pooling": "tokens", "side_width": 16}},
     "a ladder": {
-        "model": {"pooling": "ladder", "side_width": 16, "average": "weighed"},
+        "model": {"pooling": "ladder", "side_width": 16, "average": "weighed", "members": 2},
         "training": {"ema_decay": 0.9},
     },
     "last token, linear heads": {"model": {"pooling": "last", "head_hidden": 0}},
@@ -74,7 +74,7 @@ VARIANTS = {
     },
     "multilabel, weighed": {
         "data": {"target": "topics", "task": "multilabel"},
-        "model": {"average": "weighed", "average_of": "probabilities", "pooling": "mean"},
+        "model": {"average": "weighed", "average_of": "probabilities", "pooling": "mean", "members": 2},
     },
     "all taps, weighted heads": {
         "model": {"taps": "all", "pooling": "mean", "head_hidden": 0},

@@ -165,6 +165,27 @@ def test_a_rung_is_a_transformer_block_on_the_tap_and_what_lies_below():
         torch.testing.assert_close(state, block(start + fewer.mean(dim=1, keepdim=True)))
 
 
+@pytest.mark.parametrize("pooling", ["ladder", "mean"])
+def test_members_are_models_of_their_own_over_one_pass(backbone, batch, pooling):
+    """Each member answers as a model of one member with its weights does."""
+    branches = ("mlp", "cnn")
+    both, one = (_levi(backbone, pooling=pooling, branches=branches, members=members) for members in (2, 1))
+    own = dict(one.ensemble.named_children())
+    with torch.no_grad():
+        logits, head_logits = both(*batch)
+        assert head_logits.shape == (3, 2 * 2, 3)
+        torch.testing.assert_close(logits, head_logits.mean(dim=1))
+        for member in (0, 1):
+            for name, parts in {"pools": 2, "branches": len(branches), "heads": 2}.items():
+                there = list(both.ensemble.get_submodule(name))
+                shared = len(there) == parts  # of fixed poolings there is one for all
+                for n, part in enumerate(own[name]):
+                    part.load_state_dict(there[n + (0 if shared else member * parts)].state_dict())
+            expected = one(*batch)[1]
+            torch.testing.assert_close(head_logits[:, 2 * member : 2 * member + 2], expected)
+        assert not torch.allclose(head_logits[:, :2], head_logits[:, 2:], atol=1e-3)
+
+
 def test_average_of_logits_and_of_probabilities():
     head_logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]]])
     assert average(head_logits, "logits", "classification").tolist() == [[1.0, 0.5]]
