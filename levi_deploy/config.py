@@ -184,6 +184,9 @@ class TrainingConfig:
         calibrate: divide the average's logits by one temperature, fitted on ID validation; regression has none.
         abstain_share: share of ID validation rows on which the model abstains: those whose heads disagree most.
             The threshold of disagreement is kept with the model; 0 for never.
+        select: choose form of adapting layer, taps, branch, weights of the heads and epochs by what holds up on
+            training rows that are held out together: a domain of ``domain``, else a cluster in each class.
+        select_trainings: the most trainings that the choice may take.
         device: where training computes: ``auto`` is a GPU where torch has one (``cuda``, else ``mps``), else ``cpu``.
             On CUDA the backbone's passes over training rows are in bfloat16, all else in float32.
         seed: of every random choice.
@@ -203,11 +206,13 @@ class TrainingConfig:
     augment: Literal["none", "flip-crop"] = "flip-crop"
     calibrate: bool = True
     abstain_share: float = 0.05
+    select: bool = False
+    select_trainings: int = 24
     device: TrainingDevice = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _positive(self, "epochs", "batch_size", "learning_rate", "fine_tune_rate", "patience")
+        _positive(self, "epochs", "batch_size", "learning_rate", "fine_tune_rate", "patience", "select_trainings")
         _share(self, "abstain_share", "ema_decay")
         if self.fine_tune < 0:
             raise UsageError(f"`fine_tune` is {self.fine_tune}; expected epochs from 1, or 0 for none.")
@@ -236,6 +241,7 @@ class DataConfig:
         train_split: its value on training rows.
         validation_split: its value on in-distribution validation rows; when not set, the first that occurs of
             ``id_val``, ``validation``, ``val``, ``valid`` and ``dev``.
+        domain: a column that names the domain of each training row, for ``select``.
     """
 
     text: str | None = None
@@ -250,6 +256,7 @@ class DataConfig:
     split_column: str | None = None
     train_split: str = "train"
     validation_split: str | None = None
+    domain: str | None = None
 
     def __post_init__(self) -> None:
         if self.text is None and self.image is None:
@@ -295,6 +302,11 @@ class Config:
             raise UsageError(
                 f"`{setting}` is given, but there are no taps, so nothing reads the backbone. Give `taps`, or leave "
                 f"`{setting}` out."
+            )
+        if self.training.select and (self.training.train_backbone or self.model.lora or self.model.taps == ()):
+            raise UsageError(
+                "`select` is set, but it compares models on a frozen backbone's stored taps, and there are none with "
+                "`train_backbone`, `lora` or without taps. Leave one of them out."
             )
         for name in self.model.branches or ():
             reads = BRANCHES.get(name)

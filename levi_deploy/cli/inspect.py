@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from levi_deploy.cli.options import Json, by_head, existing, show
+from levi_deploy.cli.options import Json, by_head, existing, show, table
 
 
 def command(
@@ -109,6 +109,28 @@ def _metrics(record: Any, abstain_above: float | None) -> list[str]:
     ]
 
 
+def _selection(selection: Any) -> list[str]:
+    """What was tried on training rows that were held out, and what was chosen."""
+    parts = ", ".join(f"{part['name']} ({part['rows']} rows)" for part in selection["held_out"])
+    rows = [
+        [
+            candidate["name"],
+            candidate["parts"],
+            candidate["held_out"],
+            candidate["held_out_weighed"],
+            candidate["validation"],
+        ]
+        for candidate in selection["candidates"]
+    ]
+    return [
+        f"Chosen: {selection['chosen']}, heads {selection['average']}, {selection['epochs']} epochs: the simplest "
+        "inside the noise on training rows that were held out",
+        f"Held out in turn: {parts}. Share of right answers there (regression: minus the squared error)",
+        table(rows, header=["candidate", "parts", "held out", "heads weighed", "ID validation"]),
+        "",
+    ]
+
+
 def _bundle(document: dict[str, Any], reads: str) -> str:
     model = document["model"]
     lines = [
@@ -151,6 +173,7 @@ def _run(document: dict[str, Any]) -> str:
         + (f" on {record['device']}, backbone in {record['backbone_passes']}" if "device" in record else ""),
         *_metrics(record, document["abstain_above"]),
         "",
+        *(_selection(record["selection"]) if "selection" in record else ()),
         "Made with " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
     ]  # fmt: skip
     return "\n".join(lines)

@@ -73,6 +73,10 @@ def command(
             "--validation", help="A table of validation rows.", panel=DATA, show_default="a tenth of the training rows"
         ),
     ] = None,
+    domain: Annotated[
+        str | None,
+        option("--domain", help="Column that names each training row's domain, for --select.", panel=DATA),
+    ] = None,
     backbone: Annotated[
         str | None,
         option(
@@ -123,6 +127,15 @@ def command(
         float | None,
         option("--learning-rate", help="AdamW's peak learning rate.", panel=TRAINING, show_default="0.0003"),
     ] = None,
+    select: Annotated[
+        bool | None,
+        option(
+            "--select",
+            help="Choose adapting layers, taps, branch and epochs on training rows that are held out together.",
+            panel=TRAINING,
+            show_default="no",
+        ),
+    ] = None,
     seed: Annotated[
         int | None, option("--seed", help="Seed of every random choice.", panel=TRAINING, show_default="0")
     ] = None,
@@ -169,6 +182,7 @@ def command(
             "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
+            "select": select,
             "device": device,
             "seed": seed,
         },
@@ -181,6 +195,7 @@ def command(
             "target": target,
             "task": task,
             "split_column": split_column,
+            "domain": domain,
         },
     }
     for section, name, value in map(parse_setting, settings or ()):
@@ -268,7 +283,8 @@ def _human(run: Any, record: Any) -> str:
         if run.task.abstain_above is None
         else f"It abstains where its heads' disagreement is above {run.task.abstain_above:.4g}."
     )
-    return (
+    chosen = f"Chosen: {record['selection']['chosen']}; levi inspect shows why\n" if "selection" in record else ""
+    return chosen + (
         f"{run.task.kind}, {record['data']['training_rows']} training rows, taps {list(run.taps)}, "
         f"best of {record['epochs']} epochs: {record['best_epoch']}\n"
         f"Trained {parameters['trained']:,} parameters beside {parameters['frozen']:,} frozen ones; "

@@ -156,8 +156,7 @@ def load(rows: Table, data: DataConfig, *, validation: Table | None = None, seed
     if validation is not None and data.split_column is not None:
         raise UsageError("Both `split_column` and `validation` are given. Give one of them.")
     path = source_of(rows)
-    further = [data.split_column] if data.split_column else []
-    table = _read(rows, data, further)
+    table = _read(rows, data, [name for name in (data.split_column, data.domain) if name is not None])
     if validation is not None:
         train, held_out = table, _read(validation, data)
         source = Path(source_of(validation)).name

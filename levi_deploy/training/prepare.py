@@ -52,6 +52,11 @@ class Examples:
         inputs = {name: torch.from_numpy(array) for name, array in self.encoded.batch(rows).items()}
         return self.taps.batch(rows) if self.taps is not None else [], inputs
 
+    def narrowed(self, rows: NDArray[np.int64], taps: Sequence[int]) -> Examples:
+        """The chosen rows with the chosen ones of their stored taps, which stay where they are."""
+        stored = None if self.taps is None else self.taps.narrowed(rows, taps)
+        return Examples(self.encoded.take(rows), self.targets[rows], stored)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
@@ -65,6 +70,7 @@ class Prepared:
         train: training rows.
         validation: in-distribution validation rows.
         validation_rows: the same as they were read.
+        domains: the domain of each training row; None where no column names them.
         edges: (2, E), of the graph that a graph branch trains on.
         source: where the rows come from, for the run's record.
     """
@@ -76,6 +82,7 @@ class Prepared:
     train: Examples
     validation: Examples
     validation_rows: Sequence[dict[str, object]]
+    domains: Sequence[str] | None
     edges: NDArray[np.int64] | None
     source: Mapping[str, Any]
 
@@ -119,6 +126,7 @@ def encode(table: TrainingData, config: Config, backbone: Identity) -> Prepared:
         train=train,
         validation=held_out,
         validation_rows=table.validation.rows,
+        domains=None if config.data.domain is None else [str(name) for name in table.train.columns[config.data.domain]],
         edges=_edges(config, preprocessing, table.train),
         source={
             "file": Path(table.sources[0]).name,

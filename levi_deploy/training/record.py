@@ -41,6 +41,7 @@ def record(
     history: Sequence[Mapping[str, Any]],
     seconds: Mapping[str, float],
     device: torch.device,
+    selection: Mapping[str, Any] | None,
 ) -> Run:
     """Write a finished run: its weights, what it was trained on, and what came of it.
 
@@ -55,6 +56,7 @@ def record(
         history: a record an epoch.
         seconds: that each act took.
         device: that it was trained on.
+        selection: what was tried and chosen, where the configuration asked for a choice.
     """
     identity = levi.backbone.identity if levi.backbone is not None else prepared.backbone
     model = architecture(levi, identity, stages)
@@ -75,6 +77,7 @@ def record(
             "epochs": len(history),
             "validation": metrics(predictions, prepared.validation.targets, task),
             "device": title(device),
+            **({} if selection is None else {"selection": selection}),
             "backbone_passes": "float32" if isinstance(half(device), nullcontext) else "bfloat16",
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
             "versions": {"python": platform.python_version(), **versions(_MADE_WITH)},

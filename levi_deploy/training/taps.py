@@ -49,16 +49,24 @@ class Taps:
     Attributes:
         values: one array a tap: pooled (N, D) float32; an image's tokens (N, T, D) float16; a text's
             tokens (sum of lengths, D) float16.
-        encoded: the rows.
+        encoded: the rows that they were computed for.
         fixed: whether the taps are pooled already.
+        rows: which of those rows take part, (N,); all of them when None.
     """
 
     values: list[NDArray[Any]]
     encoded: Encoded
     fixed: bool
+    rows: NDArray[np.int64] | None = None
+
+    def narrowed(self, rows: NDArray[np.int64], taps: Sequence[int]) -> Taps:
+        """The chosen rows of the chosen taps; nothing is copied."""
+        among = rows if self.rows is None else self.rows[rows]
+        return Taps([self.values[tap] for tap in taps], self.encoded, self.fixed, among)
 
     def batch(self, rows: NDArray[np.int64]) -> list[Tensor]:
         """The K taps of the chosen B rows: (B, D) each when pooled, else (B, T, D), text padded with zeros."""
+        rows = rows if self.rows is None else self.rows[rows]
         if self.fixed:
             return [torch.from_numpy(values[rows]) for values in self.values]
         if self.values[0].ndim == 3:

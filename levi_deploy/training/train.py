@@ -28,6 +28,7 @@ from levi_deploy.training.finetune import fine_tune
 from levi_deploy.training.fit import cosine, fit, linear, predict
 from levi_deploy.training.prepare import Examples, Prepared, encode
 from levi_deploy.training.record import record
+from levi_deploy.training.selection import select
 from levi_deploy.training.taps import compute
 from levi_serving import atomic, job
 from levi_serving.environment import cache_folder
@@ -39,6 +40,7 @@ __all__ = ["train"]
 
 _STATE = "state.safetensors"
 _REQUEST = "config.json"
+_SELECTION = "selection.json"
 
 Progress = Callable[[str, int, int], None]
 
@@ -92,11 +94,19 @@ def train(
     levi, stages = _build(prepared, backbone, config)
     _begin(output, prepared, request, overwrite=overwrite)
 
-    seconds = dict.fromkeys(("fine_tune", "taps", "fit"), 0.0)
+    seconds = dict.fromkeys(("fine_tune", "select", "taps", "fit"), 0.0)
     if config.training.fine_tune:
         with _timed(seconds, "fine_tune"):
             levi.backbone = fine_tune(prepared, output, config, progress=_epochs(tell, "fine-tuning, epoch"))
     levi.to(device)
+    selection = None
+    if config.training.select:
+        with _timed(seconds, "select"):
+            config, selection = _select(levi, prepared, config, output, cache, tell)
+        levi, stages = _build(prepared, _load(config), config)
+        if config.training.fine_tune:
+            levi.backbone = fine_tune(prepared, output, config)  # which lies there
+        levi.to(device)
     with _timed(seconds, "taps"):
         train_rows = _tapped(levi, prepared.train, config, cache, partial(tell, "taps of training rows"), exact=False)
         validation_rows = _tapped(levi, prepared.validation, config, cache, partial(tell, "taps of validation rows"))
@@ -126,7 +136,9 @@ def train(
         history=history,
         seconds=seconds,
         device=device,
+        selection=selection,
     )
+    (output / _SELECTION).unlink(missing_ok=True)
     (output / _STATE).unlink()
     (output / _REQUEST).unlink()
     return run
@@ -208,6 +220,25 @@ def _begin(output: Path, prepared: Prepared, request: dict[str, Any], *, overwri
     job.start(output / _REQUEST, request)
     if prepared.tokenizer is not None:
         atomic.write(output / TOKENIZER, prepared.tokenizer)
+
+
+def _select(
+    levi: Levi, prepared: Prepared, config: Config, output: Path, cache: Path | None, tell: Progress
+) -> tuple[Config, dict[str, Any]]:
+    """Choose within the family on stored tokens of all the taps that were asked for."""
+    tokens = replace(config, model=replace(config.model, pooling="tokens"))
+    train_rows = _tapped(levi, prepared.train, tokens, cache, partial(tell, "taps of training rows"), exact=False)
+    validation_rows = _tapped(levi, prepared.validation, tokens, cache, partial(tell, "taps of validation rows"))
+    return select(
+        prepared,
+        train_rows,
+        validation_rows,
+        levi.ensemble.taps,
+        config,
+        state=output / _SELECTION,
+        device=levi.device,
+        progress=tell,
+    )
 
 
 def _tapped(

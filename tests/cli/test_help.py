@@ -105,7 +105,7 @@ def test_the_defaults_of_train_are_those_of_the_configuration():
 
 
 def test_train_has_flags_for_what_many_turn_and_no_more():
-    assert len(flags("train").keys() - {"--set", "--print-config"}) <= 27
+    assert len(flags("train").keys() - {"--set", "--print-config"}) <= 29
 
 
 @pytest.mark.parametrize("name", COMMANDS)
