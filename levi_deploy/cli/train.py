@@ -133,7 +133,7 @@ def command(
             "--select",
             help="Choose adapting layers, taps, branch and epochs on training rows that are held out together.",
             panel=TRAINING,
-            show_default="no",
+            show_default="off",
         ),
     ] = None,
     seed: Annotated[

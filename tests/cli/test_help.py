@@ -99,7 +99,12 @@ def test_the_defaults_of_train_are_those_of_the_configuration():
     for name, text in said.items():
         default = defaults.get(elsewhere.get(name, name))
         if default is not None:
-            assert text in (str(default), f"{default}, none", str(default).rpartition("/")[2])
+            assert text in (
+                str(default),
+                f"{default}, none",
+                str(default).rpartition("/")[2],
+                "off" * (default is False),
+            )
     unsaid = {p.name for p in COMMANDS["train"].params} & defaults.keys() - said.keys()
     assert not any(defaults[name] for name in unsaid), "no default without being said"
 
