@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run"]
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 RECORD = "run.json"
 WEIGHTS = "weights.safetensors"
 ADAPTERS = "adapters.safetensors"
@@ -94,6 +94,7 @@ class Run:
             "task": self.task.kind,
             "labels": self.task.labels,
             "abstain_above": self.task.abstain_above,
+            "novelty_quantiles": self.task.novelty_quantiles,
             "taps": self.taps,
             "backbone": asdict(self.backbone),
             "preprocessing": asdict(self.preprocessing),
@@ -133,6 +134,7 @@ class Run:
                     kind=document["task"],
                     labels=tuple(document["labels"]),
                     abstain_above=document["abstain_above"],
+                    novelty_quantiles=_tuple(document["novelty_quantiles"]),
                 ),
                 taps=tuple(document["taps"]),
                 backbone=Identity(**document["backbone"]),
@@ -208,3 +210,7 @@ class Run:
             self.task,
             fingerprint=self.fingerprint,
         )
+
+
+def _tuple(values: list[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)

@@ -23,7 +23,7 @@ from optimum.utils import (
     NormalizedVisionConfig,
 )
 
-from levi_deploy.model import Levi
+from levi_deploy.model import Ensemble, Levi
 from levi_serving.bundle import Tensor
 from levi_serving.errors import ParityError
 from levi_serving.rows.preprocess import Encoded, Preprocessing
@@ -45,12 +45,16 @@ def inputs(levi: Levi, preprocessing: Preprocessing) -> tuple[Tensor, ...]:
     return tuple(declared)
 
 
-def outputs(*, heads: int, classes: int) -> tuple[Tensor, ...]:
-    """The graph's outputs for K heads and C classes."""
-    return (
+def outputs(ensemble: Ensemble) -> tuple[Tensor, ...]:
+    """The graph's outputs, for K heads and C classes."""
+    heads, classes = len(ensemble.heads), ensemble.task.outputs
+    declared = [
         Tensor(name="logits", dtype="float32", shape=("batch", classes)),
         Tensor(name="head_logits", dtype="float32", shape=("batch", heads, classes)),
-    )
+    ]
+    if ensemble.novelty is not None:
+        declared.append(Tensor(name="novelty", dtype="float32", shape=("batch",)))
+    return tuple(declared)
 
 
 @torch.no_grad()
@@ -93,7 +97,7 @@ def convert(levi: Levi, preprocessing: Preprocessing) -> ir.Model:
                 dynamo=True,
                 dynamic_shapes=dynamic,
                 input_names=[tensor.name for tensor in tensors],
-                output_names=[tensor.name for tensor in outputs(heads=1, classes=1)],
+                output_names=[tensor.name for tensor in outputs(levi.ensemble)],
                 opset_version=OPSET,
                 optimize=True,
                 verbose=False,

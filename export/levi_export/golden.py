@@ -39,7 +39,7 @@ def golden(reference: Reference, rows: Sequence[Row]) -> Golden:
     """
     encoded = reference.prepare(rows)
     alone = [reference.answer(encoded.batch([n])) for n in range(len(encoded))]
-    outputs = Outputs(np.concatenate([one.logits for one in alone]), np.concatenate([one.head_logits for one in alone]))
+    outputs = Outputs.joined(alone)
     predictions = reference.table(reference.finish(outputs))["prediction"]
     cases = [Case(feeds, chosen, reference.answer(feeds)) for feeds, chosen in _shapes(encoded)]
     return Golden(rows, encoded, outputs, predictions, cases)

@@ -154,7 +154,7 @@ def _fp32(trained: Run, levi: Levi, folder: Path) -> tuple[list[GraphFile], Stru
     clean(model)
     cut = cut_to_first_token(model)
     expected_inputs = inputs(levi, trained.preprocessing)
-    expected_outputs = outputs(heads=len(levi.ensemble.heads), classes=trained.task.outputs)
+    expected_outputs = outputs(levi.ensemble)
     weights = weight_bytes(levi, trained.preprocessing)
     structure = check(model, inputs=expected_inputs, outputs=expected_outputs, weights=weights)
     save(model, folder, GRAPH)
@@ -194,7 +194,7 @@ def _manifest(trained: Run, levi: Levi, structure: Structure, graphs: Sequence[G
         task=trained.task,
         preprocessing=trained.preprocessing,
         inputs=inputs(levi, trained.preprocessing),
-        outputs=outputs(heads=len(levi.ensemble.heads), classes=trained.task.outputs),
+        outputs=outputs(levi.ensemble),
         average=trained.config.model.average_of,
         taps=trained.taps,
         model={

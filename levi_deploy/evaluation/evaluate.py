@@ -143,9 +143,7 @@ def answer(
         parts.append(model.run(model.prepare(rows[start : start + _WINDOW])))
         if progress is not None:
             progress(min(start + _WINDOW, len(rows)), len(rows))
-    return Outputs(
-        np.concatenate([part.logits for part in parts]), np.concatenate([part.head_logits for part in parts])
-    )
+    return Outputs.joined(parts)
 
 
 def _chosen(labelled: LabelledRows, splits: Sequence[str], column: str, data: str) -> dict[str, NDArray[np.int64]]:

@@ -21,9 +21,12 @@ def signals(predictions: Predictions, kind: TaskKind) -> dict[str, NDArray[np.fl
     Returns:
         ``disagreement`` of the heads, see ``levi_serving.predictions``. For classification beside it
         ``max_probability``: 1 - max p (Hendrycks and Gimpel 2017); and ``energy``: -logsumexp of the logits at
-        temperature 1 (Liu et al. 2020), the logits being the heads' mean before calibration.
+        temperature 1 (Liu et al. 2020), the logits being the heads' mean before calibration. ``novelty`` where the
+        model has it, see ``levi_serving.predictions.Predictions``.
     """
     found = {"disagreement": predictions.disagreement.astype(np.float64)}
+    if predictions.novelty is not None:
+        found["novelty"] = predictions.novelty.astype(np.float64)
     if kind == "classification" and predictions.probabilities is not None:
         found["max_probability"] = 1 - predictions.probabilities.max(axis=1).astype(np.float64)
         mean = predictions.head_logits.mean(axis=1, dtype=np.float64)

@@ -12,7 +12,7 @@ This file says how the parts fit together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -22,10 +22,11 @@ from levi_deploy.config import FIXED_POOLINGS, ModelConfig
 from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.branches import Branch, Facts, branch_names, make
 from levi_deploy.model.heads import AdaptingHead, average
+from levi_deploy.model.novelty import Novelty, places
 from levi_deploy.model.pooling import pooling
-from levi_serving.predictions import Task
+from levi_serving.predictions import Outputs, Task
 
-__all__ = ["INPUTS", "Ensemble", "Levi"]
+__all__ = ["INPUTS", "Ensemble", "Levi", "outputs"]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values", "numeric", "categorical", "nodes")
 """Every input a model can have, in the graph's order; a model declares those that its parts read."""
@@ -61,7 +62,7 @@ class Levi(nn.Module):
         numeric: Tensor | None = None,
         categorical: Tensor | None = None,
         nodes: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Answer B rows.
 
         Args:
@@ -74,13 +75,12 @@ class Levi(nn.Module):
             nodes: a node of each side of the graph, (B, 2) int64.
 
         Returns:
-            ``logits`` (B, C), the average, and ``head_logits`` (B, K, C).
+            ``logits`` (B, C), the average; ``head_logits`` (B, K, C); and, where there are taps, ``novelty`` (B,).
         """
         given = (input_ids, attention_mask, token_type_ids, pixel_values, numeric, categorical, nodes)
         inputs = {name: value for name, value in zip(INPUTS, given, strict=True) if value is not None}
         hidden = self.backbone(inputs) if self.backbone is not None else []
-        logits, head_logits = self.ensemble(hidden, inputs)
-        return logits.float(), head_logits.float()
+        return tuple(answer.float() for answer in self.ensemble(hidden, inputs))
 
 
 class Ensemble(nn.Module):
@@ -110,6 +110,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self.config, self.taps, self.task, self.masked = config, taps, task, masked
         self.names = branch_names(config, facts)
+        self.widths = widths
         self.members = config.members  # one after the other, in each of the lists
         branches = [make(name, facts, config) for name in self.names * self.members]
         self.branches = nn.ModuleList(branches)
@@ -125,6 +126,7 @@ class Ensemble(nn.Module):
             )
             for pool in (pools[: len(taps)] or (None,)) * self.members
         )
+        self.novelty = Novelty(*(widths[k] for k in places(len(taps)))) if taps else None
         # Regression: the target's mean and spread in training, so that heads learn in units of one.
         self.shift: Tensor
         self.scale: Tensor
@@ -137,7 +139,7 @@ class Ensemble(nn.Module):
         self.temperature: Tensor
         self.register_buffer("temperature", torch.ones(()))
 
-    def forward(self, hidden: list[Tensor], inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: list[Tensor], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """From the taps' hidden states to the prediction.
 
         Args:
@@ -145,9 +147,9 @@ class Ensemble(nn.Module):
             inputs: the rows' inputs by name, for the branches; ``attention_mask`` for pooling text.
 
         Returns:
-            ``logits`` (B, C), the average, and ``head_logits`` (B, K, C).
+            As ``answer``.
         """
-        return self.combine(self.pool(hidden, inputs), inputs)
+        return self.answer(self.pool(hidden, inputs), inputs)
 
     def pool(self, hidden: list[Tensor], inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """Pool each tap over its tokens, from the lowest up, for each member that pools in its own way.
@@ -165,6 +167,23 @@ class Ensemble(nn.Module):
             vector, state = pool(hidden[n % len(hidden)], mask, state if n % len(hidden) else None)
             pooled.append(vector)
         return pooled
+
+    def answer(self, pooled: list[Tensor], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """All that the model says of B rows.
+
+        Args:
+            pooled: the taps as ``pool`` gives them, (B, P) each; empty for the branches alone.
+            inputs: the rows' inputs by name.
+
+        Returns:
+            ``logits`` (B, C), the average; ``head_logits`` (B, K, C); and, where there are taps, ``novelty`` (B,).
+        """
+        answers = self.combine(pooled, inputs)
+        if self.novelty is None:
+            return answers
+        # Every pooling's vector begins with the tap's own D: its mean, or what a fixed pooling gives.
+        middle, last = (pooled[k][:, : self.widths[k]] for k in places(len(self.taps)))
+        return (*answers, self.novelty(middle, last))
 
     def combine(self, pooled: list[Tensor], inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Let every adapting layer read its tap beside its branch stages, and average.
@@ -190,6 +209,12 @@ class Ensemble(nn.Module):
         weights = self.weights if self.config.average == "weighed" else None
         logits = average(head_logits, self.config.average_of, self.task.kind, weights)
         return logits if self.task.kind == "regression" else logits / self.temperature, head_logits
+
+
+def outputs(answers: Sequence[Tensor]) -> Outputs:
+    """The model's answers as arrays, as the graph gives them."""
+    names = ("logits", "head_logits", "novelty")
+    return Outputs.of({name: answer.cpu().numpy() for name, answer in zip(names, answers, strict=False)})
 
 
 def stage_of(k: int, *, heads: int, stages: int) -> int:

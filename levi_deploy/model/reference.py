@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from levi_deploy.model.levi import Levi
+from levi_deploy.model.levi import Levi, outputs
 from levi_serving.engine.batching import Limits, plan
 from levi_serving.errors import LeviError
 from levi_serving.predictions import Outputs, Predictions, Task, answer_columns, finish, table
@@ -67,22 +68,19 @@ class Reference:
 
     def run(self, encoded: Encoded) -> Outputs:
         """Run N prepared rows in batches of similar length."""
-        logits = np.empty((len(encoded), self.task.outputs), dtype=np.float32)
-        head_logits = np.empty((len(encoded), self.heads, self.task.outputs), dtype=np.float32)
-        costs, padded = encoded.costs, 0
-        for rows in plan(costs, self.limits):
-            answer = self.answer(encoded.batch(rows))
-            logits[rows], head_logits[rows] = answer.logits, answer.head_logits
-            padded += len(rows) * int(costs[rows].max())
-        return Outputs(logits, head_logits, padded)
+        costs, batches = encoded.costs, plan(encoded.costs, self.limits)
+        padded = sum(len(rows) * int(costs[rows].max()) for rows in batches)
+        if not batches:
+            return self.run(Encoded.blank(encoded.settings, rows=1)).take(np.arange(0))
+        answers = Outputs.joined([self.answer(encoded.batch(rows)) for rows in batches])
+        return replace(answers.take(np.argsort(np.concatenate(batches))), padded_tokens=padded)
 
     @torch.inference_mode()
     def answer(self, feeds: dict[str, np.ndarray]) -> Outputs:
         """Run one batch of arrays, by the graph's input names."""
-        logits, head_logits = self._call(
-            **{name: torch.from_numpy(feeds[name]) for name in self.levi.inputs if name in feeds}
+        return outputs(
+            self._call(**{name: torch.from_numpy(feeds[name]) for name in self.levi.inputs if name in feeds})
         )
-        return Outputs(logits.numpy(), head_logits.numpy())
 
     def finish(self, outputs: Outputs) -> Predictions:
         """Turn outputs into predictions, as the runner does."""

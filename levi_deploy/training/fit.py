@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from levi_deploy.config import TrainingConfig
 from levi_deploy.model.heads import loss, prediction_loss
-from levi_deploy.model.levi import Ensemble, Levi
+from levi_deploy.model.levi import Ensemble, Levi, outputs
 from levi_deploy.training.augment import flip_crop
 from levi_deploy.training.device import half
 from levi_deploy.training.prepare import Examples
@@ -196,17 +196,14 @@ def _pooled(levi: Levi, examples: Examples, rows: NDArray[np.int64]) -> tuple[li
 
 @torch.inference_mode()
 def predict(levi: Levi, examples: Examples, *, batch_size: int = 256) -> Outputs:
-    """Answer N rows, from their stored taps where they have them: logits (N, C), head logits (N, K, C)."""
+    """Answer N rows, from their stored taps where they have them."""
     levi.eval()
-    parts: dict[int, tuple[Tensor, Tensor]] = {}
+    parts: list[Outputs] = []
     order = np.argsort(examples.encoded.costs, kind="stable")
     for start in range(0, len(order), batch_size):
         pooled, inputs = _pooled(levi, examples, order[start : start + batch_size])
-        parts[start] = levi.ensemble.combine(pooled, inputs)
-    back = np.argsort(order, kind="stable")
-    logits = torch.cat([logits for logits, _ in parts.values()]).cpu().numpy()[back]
-    head_logits = torch.cat([head_logits for _, head_logits in parts.values()]).cpu().numpy()[back]
-    return Outputs(logits, head_logits)
+        parts.append(outputs(levi.ensemble.answer(pooled, inputs)))
+    return Outputs.joined(parts).take(np.argsort(order, kind="stable"))
 
 
 def _validation_loss(levi: Levi, validation: Examples) -> float:

@@ -24,10 +24,11 @@ from levi_deploy.config import Config, ModelConfig, Pooling
 from levi_deploy.model.build import build
 from levi_deploy.model.heads import average
 from levi_deploy.model.levi import Levi
-from levi_deploy.model.pooling import FixedPooling
+from levi_deploy.model.novelty import places
 from levi_deploy.training.calibrate import head_weights
 from levi_deploy.training.clusters import kmeans
 from levi_deploy.training.fit import fit, predict
+from levi_deploy.training.novelty import pooled_taps
 from levi_deploy.training.prepare import Examples, Prepared
 from levi_serving import atomic
 from levi_serving.errors import DivergenceError, UsageError
@@ -38,7 +39,6 @@ __all__ = ["Candidate", "choose", "family", "folds", "select"]
 _FOLDS = 3
 _FEWEST = 8  # rows that are worth holding out
 _PROBE_RATE = 10.0  # a linear layer on normalised features bears higher rates than what is deeper, and needs them
-_BATCH = 256
 
 Progress = Callable[[str, int, int], None]
 
@@ -178,8 +178,10 @@ def select(
     """
     settings = config.training
     kind = prepared.task.kind
-    middle = _pooled(rows, len(depths) // 2) if prepared.domains is None else None
-    held = folds(rows, kind, domains=prepared.domains, middle=middle, seed=settings.seed)
+    text = prepared.backbone.modality == "text"
+    middle, _ = places(len(depths))
+    style = pooled_taps(rows, taps=(middle,), masked=text)[0] if prepared.domains is None else None
+    held = folds(rows, kind, domains=prepared.domains, middle=style, seed=settings.seed)
     trials = _Trials(prepared, rows, validation, depths, config, held, state, device, progress)
     found = family(config.model, depths)
     for fold in range(len(held)):
@@ -361,12 +363,3 @@ def _score(logits: NDArray[np.float32], targets: NDArray[Any], kind: TaskKind) -
     else:
         scores = -((logits[:, 0].astype(np.float64) - targets) ** 2)
     return [round(float(score), 6) for score in scores]
-
-
-def _pooled(rows: Examples, tap: int) -> NDArray[np.float32]:
-    """One stored tap of all rows, mean-pooled: (N, D)."""
-    pool, parts = FixedPooling("mean", 0), []
-    for start in range(0, len(rows), _BATCH):
-        taps, inputs = rows.batch(np.arange(start, min(start + _BATCH, len(rows))))
-        parts.append(pool(taps[tap], inputs.get("attention_mask"))[0].numpy())
-    return np.concatenate(parts)

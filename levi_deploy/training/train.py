@@ -26,6 +26,7 @@ from levi_deploy.training.calibrate import abstain_above, head_weights, temperat
 from levi_deploy.training.device import settle
 from levi_deploy.training.finetune import fine_tune
 from levi_deploy.training.fit import cosine, fit, linear, predict
+from levi_deploy.training.novelty import fit_novelty, quantiles
 from levi_deploy.training.prepare import Examples, Prepared, encode
 from levi_deploy.training.record import record
 from levi_deploy.training.selection import select
@@ -94,7 +95,7 @@ def train(
     levi, stages = _build(prepared, backbone, config)
     _begin(output, prepared, request, overwrite=overwrite)
 
-    seconds = dict.fromkeys(("fine_tune", "select", "taps", "fit"), 0.0)
+    seconds = dict.fromkeys(("fine_tune", "select", "taps", "fit", "novelty"), 0.0)
     if config.training.fine_tune:
         with _timed(seconds, "fine_tune"):
             levi.backbone = fine_tune(prepared, output, config, progress=_epochs(tell, "fine-tuning, epoch"))
@@ -121,6 +122,9 @@ def train(
             on_epoch=lambda history: atomic.write(output / LOG, "".join(json.dumps(r) + "\n" for r in history)),
             progress=_epochs(tell, "epoch"),
         )
+    if levi.ensemble.novelty is not None:
+        with _timed(seconds, "novelty"):
+            fit_novelty(levi, train_rows, validation_rows, seed=config.training.seed)
     task, predictions = _calibrate(levi, validation_rows, config)
     levi.cpu()
     if config.training.train_backbone:
@@ -274,7 +278,10 @@ def _calibrate(levi: Levi, validation: Examples, config: Config) -> tuple[Task, 
     if config.training.calibrate and task.kind != "regression":
         logits = predict(levi, validation).logits
         ensemble.temperature.fill_(temperature(logits, validation.targets, kind=task.kind))
-    predictions = finish(predict(levi, validation), task)
+    outputs = predict(levi, validation)
+    if outputs.novelty is not None:
+        task = replace(task, novelty_quantiles=quantiles(outputs.novelty))
+    predictions = finish(outputs, task)
     if len(ensemble.heads) == 1:  # one head never disagrees
         return task, predictions
     threshold = abstain_above(predictions.disagreement, config.training.abstain_share)

@@ -13,6 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from levi_serving import atomic
 from levi_serving.errors import BundleError
 from levi_serving.predictions import Task
@@ -97,7 +100,7 @@ class Manifest:
         task: what it answers.
         preprocessing: how rows become the graph's inputs.
         inputs: the graph's inputs.
-        outputs: the graph's outputs: ``logits`` and ``head_logits``.
+        outputs: the graph's outputs: ``logits``, ``head_logits`` and, where a backbone is read, ``novelty``.
         average: what the heads' average is taken of.
         taps: the backbone depths that are read, 0 (embeddings) … L.
         model: the architecture in words and numbers: backbone, taps, branches, heads, parameter counts.
@@ -119,8 +122,15 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content without its version and digest, as plain values."""
-        task = {"task": self.task.kind, "labels": self.task.labels, "abstain_above": self.task.abstain_above}
+        own = self.task
+        task: dict[str, Any] = {"task": own.kind, "labels": own.labels, "abstain_above": own.abstain_above}
+        if own.novelty_quantiles is not None:
+            task["novelty_quantiles"] = own.novelty_quantiles
         return asdict(self) | task
+
+    def room(self, count: int) -> dict[str, NDArray[np.float32]]:
+        """Empty arrays for the graph's answers to N = ``count`` rows, by the output's name."""
+        return {tensor.name: np.empty((count, *map(int, tensor.shape[1:])), np.float32) for tensor in self.outputs}
 
     @property
     def digest(self) -> str:
@@ -171,6 +181,7 @@ class Manifest:
                 kind=document.pop("task"),
                 labels=tuple(document.pop("labels")),
                 abstain_above=document.pop("abstain_above"),
+                novelty_quantiles=tuple(document.pop("novelty_quantiles", ())) or None,
             )
             return cls(
                 **{

@@ -107,16 +107,14 @@ class Golden:
         arrays: dict[str, NDArray[Any]] = {
             "rows": _packed(rows_to_json(self.rows, self.encoded.settings)),
             "predictions": _packed(json.dumps(list(self.predictions), ensure_ascii=False)),
-            "logits": self.reference.logits,
-            "head_logits": self.reference.head_logits,
+            **self.reference.arrays,
         }
         arrays |= {f"encoded/{name}": array for name, array in self.encoded.stored().items()}
         for n, case in enumerate(self.cases):
             text = {name: array for name, array in case.feeds.items() if name not in self.encoded.arrays}
             arrays |= {f"case_{n}/input/{name}": array.astype(np.int32) for name, array in text.items()}
             arrays[f"case_{n}/rows"] = case.rows
-            arrays[f"case_{n}/logits"] = case.reference.logits
-            arrays[f"case_{n}/head_logits"] = case.reference.head_logits
+            arrays |= {f"case_{n}/{name}": values for name, values in case.reference.arrays.items()}
         with atomic.replacing(path) as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its last parameter is a flag
 
@@ -137,12 +135,12 @@ class Golden:
                 rows = arrays[prefix + "rows"]
                 others = Encoded(settings, None, encoded.arrays).batch(rows) if encoded.arrays else {}
                 text = {name: array.astype(np.int64) for name, array in _below(arrays, prefix + "input/").items()}
-                reference = Outputs(arrays[prefix + "logits"], arrays[prefix + "head_logits"])
+                reference = Outputs.of(_below(arrays, prefix))
                 cases.append(Case(text | others, rows, reference))
             return cls(
                 rows=rows_from_json(arrays["rows"].tobytes(), settings),
                 encoded=encoded,
-                reference=Outputs(arrays["logits"], arrays["head_logits"]),
+                reference=Outputs.of(arrays),
                 predictions=json.loads(arrays["predictions"].tobytes()),
                 cases=cases,
             )
@@ -166,7 +164,7 @@ class RealRows:
         """Write them as ``Golden`` is written."""
         rows, reference = _packed(rows_to_json(self.rows, settings)), self.reference
         with atomic.replacing(path) as file:
-            np.savez_compressed(file, rows=rows, logits=reference.logits, head_logits=reference.head_logits)
+            np.savez_compressed(file, rows=rows, **reference.arrays)  # type: ignore[arg-type]  # as above
 
     @classmethod
     def load(cls, path: Path, settings: Preprocessing) -> Self:
@@ -178,7 +176,7 @@ class RealRows:
         try:
             with np.load(path, allow_pickle=False) as file:
                 rows = rows_from_json(file["rows"].tobytes(), settings)
-                return cls(rows, Outputs(file["logits"], file["head_logits"]))
+                return cls(rows, Outputs.of(file))
         except (KeyError, ValueError, OSError) as error:
             raise BundleError(f"{path} holds no rows ({error}). Copy or export the bundle again.") from error
 
@@ -265,11 +263,12 @@ def replay(
     """
     failures: list[str] = []  # the runner has already compared names and shapes with the manifest
     deviation = _deviation(golden.reference.logits)
+    far = None if golden.reference.novelty is None else _deviation(golden.reference.novelty)
     shapes = []
     for case in golden.cases:
         answers = runner.session.run(case.feeds)
-        found = Outputs(answers["logits"], answers["head_logits"])
-        measured = _errors(found, case.reference, runner.task.kind, deviation)
+        found = Outputs.of(answers)
+        measured = _errors(found, case.reference, runner.task.kind, deviation, far)
         shape = case.shape
         shapes.append({**shape, **measured})
         what = f"batch {shape['batch']}" + (f" x length {shape['length']}" if "length" in shape else "")
@@ -282,7 +281,7 @@ def replay(
         if count
     ]
     batched = runner.run(encoded)
-    end_to_end = _errors(batched, golden.reference, runner.task.kind, deviation)
+    end_to_end = _errors(batched, golden.reference, runner.task.kind, deviation, far)
     failures += _judged(end_to_end, f"{len(golden.rows)} whole rows", tolerance)
     predictions = runner.table(runner.finish(batched))["prediction"]
     names = list(golden.predictions)
@@ -354,13 +353,27 @@ def agreement(reference: Outputs, found: Outputs, *, kind: TaskKind) -> dict[str
     }
 
 
-def _errors(found: Outputs, reference: Outputs, kind: TaskKind, deviation: float) -> dict[str, float]:
-    """Errors over the average and all heads, and the share of rows with the reference's prediction."""
+def _errors(
+    found: Outputs, reference: Outputs, kind: TaskKind, deviation: float, far: float | None
+) -> dict[str, float]:
+    """Errors over the average and all heads, the share of rows with the reference's prediction, and novelty's error.
+
+    Args:
+        found: a graph's answers.
+        reference: the torch model's.
+        kind: what they are.
+        deviation: the standard deviation of the reference's logits on real rows.
+        far: that of its novelty; None where there is none.
+    """
     error = max(_largest(found.logits, reference.logits), _largest(found.head_logits, reference.head_logits))
     relative = np.abs(found.logits - reference.logits) / np.maximum(np.abs(reference.logits), deviation)
+    novelty = {}
+    if far is not None and reference.novelty is not None and found.novelty is not None:
+        novelty["novelty_scaled_error"] = _largest(found.novelty, reference.novelty) / far
     return {
         "max_abs_error": error,
         "max_scaled_error": error / deviation,
+        **novelty,
         "max_rel_error": float(relative.max(initial=0)),
         "agreement": float(_same(found.logits, reference.logits, kind, deviation).mean()),
     }
@@ -392,6 +405,13 @@ def _judged(measured: dict[str, Any], what: str, tolerance: Tolerance) -> list[s
     elif tolerance.max_error is not None and error > tolerance.max_error:
         failures.append(
             f"{what}: largest error {error:.2e} of the logits' standard deviation, allowed {tolerance.max_error:.0e}"
+        )
+    novelty = measured.get("novelty_scaled_error", 0.0)
+    if not np.isfinite(novelty):
+        failures.append(f"{what}: a novelty is not finite")
+    elif tolerance.max_error is not None and novelty > tolerance.max_error:
+        failures.append(
+            f"{what}: largest error {novelty:.2e} of novelty's standard deviation, allowed {tolerance.max_error:.0e}"
         )
     if tolerance.min_agreement == 1 and measured["agreement"] < 1:
         failures.append(f"{what}: {1 - measured['agreement']:.1%} of the rows have another prediction")

@@ -6,9 +6,9 @@ Evaluation and the runner both finish with this file, so a metric is computed on
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal, Self, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,11 +38,14 @@ class Task:
         kind: what its logits mean.
         labels: the C output names; for regression the target's name.
         abstain_above: the disagreement above which it abstains; None where it never does.
+        novelty_quantiles: of the ``novelty`` that the graph gives ID validation rows, in equal steps from the least
+            to the largest; None where there is none.
     """
 
     kind: TaskKind
     labels: tuple[str, ...]
     abstain_above: float | None = None
+    novelty_quantiles: tuple[float, ...] | None = None
 
     @property
     def outputs(self) -> int:
@@ -63,17 +66,37 @@ class Outputs:
     Attributes:
         logits: (N, C) float32, the heads' average.
         head_logits: (N, K, C) float32, each adapting layer's own.
+        novelty: (N,) float32, how far each row lies from the training rows, in the graph's own units; None where it
+            does not say.
         padded_tokens: positions that were computed for them, padding included, in the units of
             ``Encoded.costs``; None where what answers does not say.
     """
 
     logits: NDArray[np.float32]
     head_logits: NDArray[np.float32]
+    novelty: NDArray[np.float32] | None = None
     padded_tokens: int | None = None
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, NDArray[np.float32]], padded_tokens: int | None = None) -> Self:
+        """From the graph's outputs by name; ``novelty`` may be missing."""
+        return cls(arrays["logits"], arrays["head_logits"], arrays.get("novelty"), padded_tokens)
+
+    @property
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """The graph's outputs by name."""
+        found = {"logits": self.logits, "head_logits": self.head_logits, "novelty": self.novelty}
+        return {name: values for name, values in found.items() if values is not None}
 
     def take(self, rows: NDArray[Any]) -> Outputs:
         """The chosen rows' answers, by number or by a mask (N,)."""
-        return Outputs(self.logits[rows], self.head_logits[rows])
+        return Outputs.of({name: values[rows] for name, values in self.arrays.items()})
+
+    @staticmethod
+    def joined(parts: Sequence[Outputs]) -> Outputs:
+        """The answers of several batches, one after the other."""
+        names = parts[0].arrays
+        return Outputs.of({name: np.concatenate([part.arrays[name] for part in parts]) for name in names})
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,12 +113,14 @@ class Predictions:
         disagreement: (N,) float32, see ``disagreement``.
         abstain: (N,) booleans, whether ``disagreement`` lies above the model's threshold, so that its
             answer should go to someone else. All False where the model has none, as with one head.
+        novelty: (N,) float32, the share of ID validation rows that lie nearer to the training rows: from 0 to 1,
+            where 1 is further away than all of them. None where the model has no backbone.
 
     Example:
         >>> runner.predict(["works well", "broke after a day"])
-           prediction  probability  disagreement  abstain
-        0  positive         0.9836       0.00142    False
-        1  negative         0.9127        0.0213    False
+           prediction  probability  disagreement  abstain  novelty
+        0  positive         0.9836       0.00142    False    0.312
+        1  negative         0.9127        0.0213    False    0.974
         2 rows
     """
 
@@ -105,6 +130,7 @@ class Predictions:
     head_logits: NDArray[np.float32]
     disagreement: NDArray[np.float32]
     abstain: NDArray[np.bool_]
+    novelty: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -128,6 +154,7 @@ class Predictions:
             self.head_logits[rows],
             self.disagreement[rows],
             self.abstain[rows],
+            None if self.novelty is None else self.novelty[rows],
         )
 
     def __repr__(self) -> str:
@@ -137,6 +164,8 @@ class Predictions:
             columns["probability"] = [f"{p:.4f}" for p in first.probabilities.max(axis=1, initial=0)]
         columns["disagreement"] = [f"{value:.3g}" for value in first.disagreement]
         columns["abstain"] = [str(abstains) for abstains in first.abstain]
+        if first.novelty is not None:
+            columns["novelty"] = [f"{value:.3f}" for value in first.novelty]
         aligned = []
         for name, cells in columns.items():
             width = max(map(len, [name, *cells]))
@@ -207,7 +236,15 @@ def finish(outputs: Outputs, task: Task) -> Predictions:
         answer = logits[:, 0]
     differ = disagreement(head_logits, task.kind)
     threshold = np.inf if task.abstain_above is None else task.abstain_above
-    return Predictions(answer, p, logits, head_logits, differ, differ > threshold)
+    return Predictions(answer, p, logits, head_logits, differ, differ > threshold, _share_nearer(outputs, task))
+
+
+def _share_nearer(outputs: Outputs, task: Task) -> NDArray[np.float32] | None:
+    """The share of ID validation rows that lie nearer than each of N rows, (N,)."""
+    if outputs.novelty is None or task.novelty_quantiles is None:
+        return None
+    shares = np.linspace(0, 1, len(task.novelty_quantiles))
+    return np.asarray(np.interp(outputs.novelty, task.novelty_quantiles, shares), np.float32)
 
 
 def answer_columns(task: Task, *, heads: int, with_heads: bool = False, all_probabilities: bool = False) -> list[str]:
@@ -217,7 +254,7 @@ def answer_columns(task: Task, *, heads: int, with_heads: bool = False, all_prob
         names.append("probability")
     if task.kind != "regression" and all_probabilities:
         names += [f"probability_{label}" for label in task.labels]
-    names += ["disagreement", "abstain"]
+    names += ["disagreement", "abstain"] + (["novelty"] if task.novelty_quantiles is not None else [])
     return names + ([f"head_{k + 1}" for k in range(heads)] if with_heads else [])
 
 
@@ -229,8 +266,8 @@ def table(
     Returns:
         ``prediction`` (a class name; multilabel: the labels that hold, joined by ``|``; regression: a
         number), ``probability`` of the predicted class (classification), one ``probability_LABEL`` a
-        class with ``all_probabilities``, ``disagreement``, ``abstain`` (true or false), and ``head_k`` with
-        each head's own prediction with ``with_heads``, k = 1 … K by depth.
+        class with ``all_probabilities``, ``disagreement``, ``abstain`` (true or false), ``novelty`` where the model
+        has it, and ``head_k`` with each head's own prediction with ``with_heads``, k = 1 … K by depth.
     """
     p, heads = predictions.probabilities, predictions.head_logits.shape[1]
     columns: list[list[object]] = [_written(predictions.labels, task)]
@@ -239,6 +276,8 @@ def table(
     if p is not None and all_probabilities:
         columns += [_rounded(p[:, c]) for c in range(task.outputs)]
     columns += [_rounded(predictions.disagreement), list(predictions.abstain.tolist())]
+    if predictions.novelty is not None:
+        columns.append(_rounded(predictions.novelty))
     for k in range(heads if with_heads else 0):
         own = predictions.head_logits[:, k]
         columns.append(_written(finish(Outputs(own, own[:, None]), task).labels, task))

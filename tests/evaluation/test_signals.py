@@ -111,7 +111,7 @@ def test_a_run_and_its_bundle_doubt_alike(run, bundle, table):
     torch, graph = (evaluate(load(folder).predictor, table, **options) for folder in (run.folder, bundle))
     assert list(graph["errors"]) == ["id_val", "ood_test"]
     assert list(graph["ood"]) == ["ood_test"]
-    assert set(graph["ood"]["ood_test"]) == {"disagreement", "max_probability", "energy"}
+    assert set(graph["ood"]["ood_test"]) == {"disagreement", "novelty", "max_probability", "energy"}
     assert graph["ood"]["ood_test"]["energy"] == pytest.approx(torch["ood"]["ood_test"]["energy"], abs=0.01)
     assert graph["abstain_above"] == torch["abstain_above"] == run.task.abstain_above > 0
     assert graph["abstain"]["id_val"]["share"] == torch["abstain"]["id_val"]["share"] == 4 / 80

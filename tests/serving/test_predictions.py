@@ -100,7 +100,7 @@ def test_no_rows_have_the_columns_of_some(kind, options):
 
 def test_outputs_of_chosen_rows_say_nothing_of_padding():
     """What ran, ran for all rows: a part of them has no number of its own."""
-    whole = Outputs(np.arange(6, dtype=np.float32).reshape(3, 2), np.zeros((3, 1, 2), np.float32), 40)
+    whole = Outputs(np.arange(6, dtype=np.float32).reshape(3, 2), np.zeros((3, 1, 2), np.float32), padded_tokens=40)
     for rows in (np.array([2, 0]), np.array([False, True, True])):
         part = whole.take(rows)
         np.testing.assert_array_equal(part.logits, whole.logits[rows])

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import metadata
 
-import numpy as np
-
 from levi_serving.engine.batching import plan
 from levi_serving.engine.runner import Runner
 from levi_serving.environment import PRELOADED, allocator
@@ -70,7 +68,6 @@ class OpenVino:
         self._request = self._compiled.create_infer_request()
         self._inputs = [port.get_any_name() for port in self._compiled.inputs]
         self._version = metadata.version("openvino")
-        self._heads = runner.heads
 
     def prepare(self, rows: Sequence[Row], *, bad: dict[int, str] | None = None) -> Encoded:
         """As the runner.
@@ -82,16 +79,15 @@ class OpenVino:
 
     def run(self, encoded: Encoded) -> Outputs:
         """Run N prepared rows through the graph, cut as the runner cuts them."""
-        classes, heads = self.task.outputs, self._heads
-        logits = np.empty((len(encoded), classes), dtype=np.float32)
-        head_logits = np.empty((len(encoded), heads, classes), dtype=np.float32)
+        outputs = self._runner.bundle.manifest.room(len(encoded))
         costs, padded = encoded.costs, 0
         for rows in plan(costs, self.limits):
             feeds = encoded.batch(rows)
             answers = self._request.infer({name: feeds[name] for name in self._inputs}, share_inputs=True)
-            logits[rows], head_logits[rows] = answers["logits"], answers["head_logits"]
+            for name, values in outputs.items():
+                values[rows] = answers[name]
             padded += len(rows) * int(costs[rows].max())
-        return Outputs(logits, head_logits, padded)
+        return Outputs.of(outputs, padded)
 
     def finish(self, outputs: Outputs) -> Predictions:
         """As the runner."""

@@ -181,13 +181,13 @@ class Runner:
 
     def run(self, encoded: Encoded) -> Outputs:
         """Run N prepared rows through the graph, in batches of similar length, and restore their order."""
-        logits = np.empty((len(encoded), self.task.outputs), dtype=np.float32)
-        head_logits = np.empty((len(encoded), self.heads, self.task.outputs), dtype=np.float32)
+        outputs = self.bundle.manifest.room(len(encoded))
         costs = encoded.costs
 
         def answer(rows: NDArray[np.int64]) -> int:
             answers, padded = self._answer(encoded, rows, costs[rows])
-            logits[rows], head_logits[rows] = answers["logits"][: len(rows)], answers["head_logits"][: len(rows)]
+            for name, values in outputs.items():
+                values[rows] = answers[name][: len(rows)]
             return padded
 
         padded = 0
@@ -203,7 +203,7 @@ class Runner:
                 waiting.append(self._pool.submit(answer, rows))
             for future in waiting:
                 padded += future.result()
-        return Outputs(logits, head_logits, padded)
+        return Outputs.of(outputs, padded)
 
     def _plan(self, costs: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Batches within the limits, of at most a worker's share of the rows' own tokens.
@@ -225,7 +225,7 @@ class Runner:
         return self.session.run(encoded.batch(rows, tokens=padded)), count * (int(costs.max()) + padded - longest)
 
     def finish(self, outputs: Outputs) -> Predictions:
-        """Turn the graph's answers into labels, probabilities, disagreement, and where to abstain."""
+        """Turn the graph's answers into labels, probabilities, disagreement, novelty, and where to abstain."""
         return finish(outputs, self.task)
 
     def answer_columns(self, *, with_heads: bool = False, all_probabilities: bool = False) -> list[str]:
