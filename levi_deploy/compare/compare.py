@@ -1,12 +1,13 @@
 """``levi compare``: the same trials for each method, chosen on ID validation, measured on ID and OOD rows.
 
-A trial is a run like any other, kept in ``runs/METHOD/RATE-SEED`` of the report's folder (``-on-RATE-SEED`` behind it
-where it is built on another run), so what was finished before an interruption is not trained again, and any of them can
-be exported.
+A trial is a run like any other, kept in ``runs/METHOD/CHOICE-SEED`` of the report's folder (with ``-on-`` and a digest
+behind it where it is made of other runs), so what was finished before an interruption is not trained again, and any of
+them can be exported.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,20 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from levi_deploy.compare.measure import Measured, TestRows, measure, read_test_rows
-from levi_deploy.compare.report import write
+from levi_deploy.compare.report import in_words, write
 from levi_deploy.config import Config
 from levi_deploy.methods import METHODS
+from levi_deploy.methods.jobs import Choice, Job
+from levi_deploy.methods.table import CHOICES
+from levi_deploy.methods.weights import validation_loss
 from levi_deploy.model.backbone import Backbone
-from levi_deploy.run import RECORD, TUNED, Run
-from levi_deploy.training import Prepared, prepare, train
+from levi_deploy.run import RECORD, Run
+from levi_deploy.training import Prepared, prepare
 from levi_serving import job
 from levi_serving.environment import cache_folder
 from levi_serving.errors import DivergenceError, MissingExtraError, UsageError
 
-__all__ = ["DEFAULT_METHODS", "RATES", "compare"]
+__all__ = ["DEFAULT_METHODS", "compare"]
 
-RATES = (1.0, 3.0, 10.0, 1 / 3)
-"""What the configuration's learning rate is multiplied by in a method's first, second, … trial."""
 DEFAULT_METHODS = ("scratch", "linear-probe", "fine-tune", "levi", "levi-on-fine-tuned", "no-branch")
 
 _REQUEST = "request.json"
@@ -53,14 +55,15 @@ def compare(
 ) -> dict[str, Any]:
     """Train every method on the same rows and measure it on rows that no choice has seen.
 
-    Each method has ``budget`` trials with the first seed, which differ in the learning rate; the one with the lowest
-    ID validation loss is trained with the other seeds too. Nothing else is chosen, and nothing on test rows.
+    Each method has ``budget`` trials with the first seed, which differ in the learning rate, or in what it has in the
+    place of one; the one with the lowest ID validation loss is trained with the other seeds too. Nothing else is
+    chosen, and nothing on test rows.
 
     Args:
         data: a table whose split column tells training, ID validation and test rows apart.
         output: the report's folder.
         config: of the LEVI model; the methods change it.
-        methods: names of ``METHODS``. One that is built on another's backbone brings that one with it.
+        methods: names of ``METHODS``. One that is made of runs of others brings these with it.
         seeds: how many, from the configuration's on.
         budget: trials of each method, 1 to 4.
         splits: values of the split column to measure, the in-distribution one first; all that are neither training
@@ -82,7 +85,7 @@ def compare(
         DivergenceError: every trial of a method diverged.
     """
     chosen = _with_bases(methods)
-    _check(config, seeds=seeds, budget=budget)
+    _check(config, chosen, seeds=seeds, budget=budget)
     request = {"data": str(data), **config.to_dict()}
     if (
         not overwrite
@@ -100,7 +103,9 @@ def compare(
     job.start(output / _REQUEST, request)
 
     bench = _Bench(output, prepared, test, cache or cache_folder(), progress or (lambda *_: None))
-    bench.expect(len(chosen) * (budget + seeds - 1))
+    for name in chosen:
+        others = 0 if METHODS[name].pooled else seeds - 1
+        bench.expect(len(METHODS[name].choices(configs[name])[:budget]) + others)
     trials: list[Trial] = []
     for name in chosen:
         trials += _method(name, configs[name], bench, trials, seeds=seeds, budget=budget)
@@ -119,26 +124,24 @@ def compare(
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training of a method.
+    """One run of a method, or what became of it.
 
     Attributes:
         method: its name.
-        rate: the learning rate.
+        choice: what tells it from the method's other trials.
         seed: of every random choice.
-        base_seconds: that training the method took which it is built on.
-        kept: whether its learning rate is the method's, so that it counts.
+        bases: the trials that it is made of.
+        kept: whether its choice is the method's, so that it counts.
         run: None where the training diverged.
-        loss: on ID validation.
         measured: its answers on test rows, of a kept one.
     """
 
     method: str
-    rate: float
+    choice: Choice
     seed: int
-    base_seconds: float = 0.0
+    bases: tuple[Trial, ...] = ()
     kept: bool = False
     run: Run | None = None
-    loss: float = float("inf")
     measured: Measured | None = None
 
     @property
@@ -146,13 +149,30 @@ class Trial:
         """The method and the seed."""
         return self.method, self.seed
 
+    @property
+    def loss(self) -> float:
+        """What it is chosen by, on ID validation."""
+        return float("inf") if self.run is None else validation_loss(self.run)
+
+    @property
+    def base_seconds(self) -> float:
+        """All that it took to train what this one is made of, and what that is made of, each run once."""
+        runs: dict[Path, float] = {}
+        waiting = list(self.bases)
+        while waiting:
+            trial = waiting.pop()
+            waiting += trial.bases
+            if trial.run is not None:
+                runs[trial.run.folder] = sum(trial.run.record["seconds"].values())
+        return sum(runs.values())
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         record: Mapping[str, Any] = self.run.record if self.run is not None else {}
         return {
             "method": self.method,
             "title": METHODS[self.method].title,
-            "learning_rate": self.rate,
+            "choice": dict(self.choice),
             "seed": self.seed,
             "kept": self.kept,
             "diverged": self.run is None,
@@ -174,69 +194,71 @@ class _Bench:
         self.done = self.all = 0
 
     def expect(self, trials: int) -> None:
-        """How many there will be."""
-        self.all = trials
-        self.tell("trials", 0, trials)
+        """So many more there will be."""
+        self.all += trials
+        self.tell("trials", 0, self.all)
 
-    def train(self, method: str, config: Config, base: Run | None) -> Trial:
+    def make(self, method: str, choice: Choice, config: Config, bases: tuple[Trial, ...]) -> Trial:
         """One trial, or the finished one that lies there."""
-        training = config.training
-        name = f"{training.learning_rate:g}-{training.seed}"
-        prepared = self.prepared
-        if base is not None:
-            name += f"-on-{base.folder.name}"  # with more trials the base may be another run
-            config = replace(config, model=replace(config.model, backbone=str(base.folder / TUNED)))
-            prepared = replace(prepared, backbone=base.backbone)
-        before = sum(base.record["seconds"].values()) if base is not None else 0.0
-        folder = self.output / "runs" / method / name
-        trial = Trial(method=method, rate=training.learning_rate, seed=training.seed, base_seconds=before)
+        trial = Trial(method=method, choice=choice, seed=config.training.seed, bases=bases)
+        folder = self.output / "runs" / method / _name(trial)
+        runs = [base.run for base in bases if base.run is not None]
+        job = Job(
+            choice=choice,
+            config=config,
+            bases=runs,
+            prepared=self.prepared,
+            output=folder,
+            cache=self.cache,
+            progress=lambda step, done, total: self.tell(f"{method}, {folder.name}: {step}", done, total),
+        )
         try:
-            run = Run.open(folder) if (folder / RECORD).is_file() else self._new(folder, prepared, config)
+            run = Run.open(folder) if (folder / RECORD).is_file() else METHODS[method].make(job)
         except DivergenceError:
             run = None
         self.done += 1
         self.tell("trials", self.done, self.all)
-        if run is None:
-            return trial
-        validation = run.record["validation"]
-        return replace(trial, run=run, loss=validation["log_loss"] if "log_loss" in validation else validation["rmse"])
+        return replace(trial, run=run)
 
-    def _new(self, folder: Path, prepared: Prepared, config: Config) -> Run:
-        what = f"{folder.parent.name}, {folder.name}"
-        return train(
-            prepared,
-            folder,
-            config,
-            resume=True,
-            cache=self.cache,
-            progress=lambda step, done, total: self.tell(f"{what}: {step}", done, total),
-        )
+
+def _name(trial: Trial) -> str:
+    """Its folder's: choice, seed, and a digest of the runs that it is made of, since with more trials others may be."""
+    said = [f"{value:g}" if isinstance(value, float) else str(value) for value in trial.choice.values()]
+    name = "-".join([*said, str(trial.seed)])
+    digests = [base.run.fingerprint for base in trial.bases if base.run is not None]
+    return f"{name}-on-{hashlib.sha256(''.join(digests).encode()).hexdigest()[:8]}" if digests else name
 
 
 def _method(
     name: str, config: Config, bench: _Bench, before: Sequence[Trial], *, seeds: int, budget: int
 ) -> list[Trial]:
-    """All trials of one method: several rates with the first seed, the best one with the others."""
-    on, first = METHODS[name].on, config.training.seed
-    bases = {trial.seed: trial.run for trial in before if trial.kept and trial.method == on}
+    """All trials of one method: several choices with the first seed, the best one with the others."""
+    method, first = METHODS[name], config.training.seed
 
-    def one(rate: float, seed: int) -> Trial:
+    def one(choice: Choice, seed: int) -> Trial:
+        rate = choice.get("learning_rate", config.training.learning_rate)
         training = replace(config.training, learning_rate=rate, seed=seed)
-        return bench.train(name, replace(config, training=training), bases.get(seed))
+        bases = tuple(
+            trial
+            for on in method.on
+            for trial in before
+            if trial.method == on and trial.run is not None and (method.pooled or (trial.kept and trial.seed == seed))
+        )
+        return bench.make(name, choice, replace(config, training=training), bases)
 
-    tried = [one(config.training.learning_rate * factor, first) for factor in RATES[:budget]]
+    tried = [one(choice, first) for choice in method.choices(config)[:budget]]
     best = min(tried, key=lambda trial: trial.loss)
     if best.run is None:
         raise DivergenceError(
-            f"Every trial of {name!r} diverged: {', '.join(f'{trial.rate:g}' for trial in tried)}. Lower "
+            f"Every trial of {name!r} diverged: {', '.join(in_words(trial.choice) for trial in tried)}. Lower "
             "`learning_rate`, or leave the method out."
         )
-    again = [one(best.rate, seed) for seed in range(first + 1, first + seeds)]
+    again = [] if method.pooled else [one(best.choice, seed) for seed in range(first + 1, first + seeds)]
     kept = []
     for trial in (best, *again):
         if trial.run is None:
             raise DivergenceError(
-                f"{name!r} diverged with the seed {trial.seed}, at {trial.rate:g}. Lower `learning_rate`."
+                f"{name!r} diverged with the seed {trial.seed}, at {in_words(trial.choice)}. Lower `learning_rate`."
             )
         measured = measure(trial.run, bench.test, cache=bench.cache)
         kept.append(replace(trial, kept=True, measured=measured))
@@ -244,7 +266,7 @@ def _method(
 
 
 def _with_bases(methods: Sequence[str]) -> list[str]:
-    """The methods in the table's order, each after the one that it is built on.
+    """The methods in the table's order, each after those that it is made of.
 
     Raises:
         UsageError: there is none, or no such one.
@@ -253,18 +275,26 @@ def _with_bases(methods: Sequence[str]) -> list[str]:
         raise UsageError(f"`methods` has {unknown[0]!r}; expected some of {', '.join(METHODS)}.")
     if not methods:
         raise UsageError(f"`methods` is empty; expected some of {', '.join(METHODS)}.")
-    wanted = {*methods, *(base for name in methods if (base := METHODS[name].on) is not None)}
+    wanted = set(methods)
+    for name in reversed(METHODS):
+        if name in wanted:
+            wanted |= set(METHODS[name].on)
     return [name for name in METHODS if name in wanted]
 
 
-def _check(config: Config, *, seeds: int, budget: int) -> None:
+def _check(config: Config, methods: Sequence[str], *, seeds: int, budget: int) -> None:
     """Refuse numbers out of range, and a configuration whose methods could not be told apart."""
     if importlib.util.find_spec("matplotlib") is None:
         raise MissingExtraError("matplotlib", "plot", "Drawing the report")
     if seeds < 1:
         raise UsageError(f"`seeds` is {seeds}; expected 1 or more.")
-    if not 1 <= budget <= len(RATES):
-        raise UsageError(f"`budget` is {budget}; expected 1 to {len(RATES)} trials for each method.")
+    if not 1 <= budget <= CHOICES:
+        raise UsageError(f"`budget` is {budget}; expected 1 to {CHOICES} trials for each method.")
+    if seeds == budget == 1 and (pooled := [name for name in methods if METHODS[name].pooled]):
+        raise UsageError(
+            f"{pooled[0]!r} is made of all runs of {METHODS[pooled[0]].on[0]!r}, and there is one. Set `budget` or "
+            "`seeds` to 2 or more."
+        )
     if config.data.split_column is None:
         raise UsageError("`split_column` is not set; a comparison needs it to tell test rows from training rows.")
     if config.training.fine_tune or config.training.train_backbone or config.model.lora:

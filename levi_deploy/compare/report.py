@@ -18,7 +18,7 @@ from levi_serving import atomic
 from levi_serving.page import element, page, table
 from levi_serving.predictions import TaskKind
 
-__all__ = ["RESAMPLES", "paired_difference", "write"]
+__all__ = ["RESAMPLES", "in_words", "paired_difference", "write"]
 
 RESAMPLES = 2000
 BESIDE = ("fine-tune", "linear-probe")
@@ -67,6 +67,11 @@ def write(output: Path, document: dict[str, Any], runs: _Runs, test: TestRows) -
     atomic.write(output / "index.html", _html(document))
     written: dict[str, Any] = json.loads(text)
     return written
+
+
+def in_words(choice: Mapping[str, Any]) -> str:
+    """What a trial tried: its value, or its name."""
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in choice.values())
 
 
 def paired_difference(
@@ -167,12 +172,12 @@ def _tables(document: Mapping[str, Any]) -> list[tuple[str, list[str], list[list
             [
                 METHODS[method].title,
                 f"{kept[method]['trained_parameters']:,}",
-                f"{kept[method]['learning_rate']:g}",
+                in_words(kept[method]["choice"]),
                 f"{fit:.3g}",
                 *(_spread(_values(document, method, *column)) for column in columns),
             ]
         )
-    result = [(f"{first}, by method", ["method", "trained parameters", "learning rate", "fit, s", *titles], main)]
+    result = [(f"{first}, by method", ["method", "trained parameters", "chosen", "training, s", *titles], main)]
     for other in BESIDE:
         found = [record for record in document["differences"] if record["beside"] == other]
         by_method: dict[str, dict[tuple[str, str], str]] = {}
@@ -187,13 +192,13 @@ def _tables(document: Mapping[str, Any]) -> list[tuple[str, list[str], list[list
         [
             trial["title"],
             str(trial["seed"]),
-            f"{trial['learning_rate']:g}",
+            in_words(trial["choice"]),
             "diverged" if trial["diverged"] else f"{trial['validation_loss']:.4f}",
             "yes" if trial["kept"] else "no",
         ]
         for trial in document["trials"]
     ]
-    result.append(("All trials", ["method", "seed", "learning rate", "ID validation loss", "kept"], tried))
+    result.append(("All trials", ["method", "seed", "choice", "ID validation loss", "kept"], tried))
     return result
 
 
@@ -201,8 +206,9 @@ def _introduction(document: Mapping[str, Any]) -> str:
     rows = ", ".join(f"{count:,} {split}" for split, count in document["rows"].items())
     return (
         f"{document['data']}, {document['task']}: {rows} rows. Each method had {document['budget']} trials with the "
-        f"first seed, which differ in the learning rate; the one with the lowest loss on ID validation was trained "
-        f"with {document['seeds']} seeds in all. Test rows chose nothing. Mean ± standard deviation over seeds."
+        f"first seed, which differ in the learning rate (WiSE-FT: in the share of tuned weights; soup: in the recipe); "
+        f"the one with the lowest loss on ID validation was trained with {document['seeds']} seeds in all (a "
+        f"soup is made once, of all runs of LP-FT). Test rows chose nothing. Mean ± standard deviation over seeds."
     )
 
 

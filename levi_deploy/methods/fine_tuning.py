@@ -14,13 +14,15 @@ def full_fine_tuning(config: Config) -> Config:
 
     Epochs, batch size and seed stay; the learning rate is ``fine_tune_rate``.
     """
+    plain = replace(config.model, taps=1, pooling="mean", branches=(), members=1, lora=0)
     return replace(
         config,
-        model=replace(config.model, taps=1, pooling="mean", branches=(), head_hidden=0, head_dropout=0.0, lora=0),
+        model=replace(plain, head_hidden=0, head_dropout=0.0),
         training=replace(
             config.training,
             train_backbone=True,
             fine_tune=0,
+            select=False,
             learning_rate=config.training.fine_tune_rate,
             head_weights=(),
         ),

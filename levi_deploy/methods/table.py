@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from levi_deploy.config import Config, ModelConfig
 from levi_deploy.methods.fine_tuning import full_fine_tuning
+from levi_deploy.methods.jobs import Choice, Job, interpolated, on_backbone, soup, started_from, trained
 from levi_deploy.methods.probes import branch_alone, linear_probe
+from levi_deploy.run import Run
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["CHOICES", "METHODS", "Method"]
 
+CHOICES = 4
+"""The most trials that a method has."""
+_RATES = (1.0, 3.0, 10.0, 1 / 3)
+_ALPHAS = (0.5, 0.75, 0.25, 0.9)  # 0 and 1 are its two ends; 0.5 is what Wortsman et al. 2022 advise without a choice
 _RANK = 8  # of LoRA, where the configuration names none: the rank of Hu et al. 2022 for most of their models
+
+
+def _rates(config: Config) -> Sequence[Choice]:
+    """The configuration's learning rate, and others around it."""
+    return [{"learning_rate": config.training.learning_rate * factor} for factor in _RATES]
 
 
 @dataclass(frozen=True)
@@ -21,23 +32,33 @@ class Method:
     Attributes:
         title: in reports.
         configure: from the LEVI model's configuration and the backbone's depth L to the method's.
-        on: the method whose trained backbone it is built on; None for the pre-trained one.
+        on: the methods whose runs it is made of: the one that counts with the same seed.
+        make: makes a run.
+        choices: from its configuration to what it may try with one seed, at most ``CHOICES``.
+        pooled: whether it is made once, of every run of ``on``: of all trials and all seeds.
     """
 
     title: str
     configure: Callable[[Config, int], Config]
-    on: str | None = None
+    on: tuple[str, ...] = ()
+    make: Callable[[Job], Run] = trained
+    choices: Callable[[Config], Sequence[Choice]] = _rates
+    pooled: bool = False
 
 
 def _same(config: Config, depth: int) -> Config:  # noqa: ARG001  # as the others
     return config
 
 
+def _tuned(config: Config, depth: int) -> Config:  # noqa: ARG001  # as the others
+    return full_fine_tuning(config)
+
+
 def _model(change: Callable[[ModelConfig, int], ModelConfig]) -> Callable[[Config, int], Config]:
-    """A method that trains another model in the same way; weights of heads are left out, since heads differ."""
+    """A method that trains another model in the same way: without weights of heads, since heads differ, or a choice."""
 
     def configure(config: Config, depth: int) -> Config:
-        training = replace(config.training, head_weights=())
+        training = replace(config.training, head_weights=(), select=False)
         return replace(config, model=change(config.model, depth), training=training)
 
     return configure
@@ -50,11 +71,28 @@ def _lora(config: ModelConfig, depth: int) -> ModelConfig:
 METHODS = {
     "scratch": Method("branch alone, from scratch", _model(lambda model, _: branch_alone(model))),
     "linear-probe": Method("linear probe", _model(linear_probe)),
-    "fine-tune": Method("full fine-tuning", lambda config, _: full_fine_tuning(config)),
+    "fine-tune": Method("full fine-tuning", _tuned),
+    "lp-ft": Method("LP-FT", _tuned, on=("linear-probe",), make=started_from),
+    "wise-ft": Method(
+        "WiSE-FT",
+        _tuned,
+        on=("linear-probe", "lp-ft"),
+        make=interpolated,
+        choices=lambda _: [{"alpha": alpha} for alpha in _ALPHAS],
+    ),
+    "soup": Method(
+        "model soup",
+        _tuned,
+        on=("lp-ft",),
+        make=soup,
+        choices=lambda _: [{"recipe": "greedy"}, {"recipe": "uniform"}],
+        pooled=True,
+    ),
     "lora": Method("LoRA, linear head", _model(_lora)),
     "levi": Method("LEVI, frozen", _same),
     "levi-lora": Method("LEVI with LoRA", _model(lambda model, _: replace(model, lora=model.lora or _RANK))),
-    "levi-on-fine-tuned": Method("LEVI on the fine-tuned backbone", _same, on="fine-tune"),
+    "levi-on-fine-tuned": Method("LEVI on the fine-tuned backbone", _same, on=("fine-tune",), make=on_backbone),
+    "levi-on-wise-ft": Method("LEVI on the WiSE-FT backbone", _same, on=("wise-ft",), make=on_backbone),
     "no-branch": Method("LEVI without branch", _model(lambda model, _: replace(model, branches=()))),
     "last-tap": Method("LEVI, last layer alone", _model(lambda model, depth: replace(model, taps=(depth,)))),
     "all-taps": Method("LEVI, all layers", _model(lambda model, _: replace(model, taps="all"))),
@@ -65,4 +103,4 @@ METHODS = {
     "equal": Method("LEVI, heads equal", _model(lambda model, _: replace(model, average="equal"))),
     "weighed": Method("LEVI, heads weighed", _model(lambda model, _: replace(model, average="weighed"))),
 }
-"""By the name that ``levi compare --methods`` takes; a method comes after the one that it is built on."""
+"""By the name that ``levi compare --methods`` takes; a method comes after those that it is made of."""

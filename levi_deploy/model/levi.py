@@ -26,7 +26,7 @@ from levi_deploy.model.novelty import Novelty, places
 from levi_deploy.model.pooling import pooling
 from levi_serving.predictions import Outputs, Task
 
-__all__ = ["INPUTS", "Ensemble", "Levi", "outputs"]
+__all__ = ["INPUTS", "Ensemble", "Levi", "outputs", "without_fitted"]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values", "numeric", "categorical", "nodes")
 """Every input a model can have, in the graph's order; a model declares those that its parts read."""
@@ -215,6 +215,12 @@ def outputs(answers: Sequence[Tensor]) -> Outputs:
     """The model's answers as arrays, as the graph gives them."""
     names = ("logits", "head_logits", "novelty")
     return Outputs.of({name: answer.cpu().numpy() for name, answer in zip(names, answers, strict=False)})
+
+
+def without_fitted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An ensemble's weights without what is fitted after training: the heads' weights, temperature and novelty."""
+    fitted = ("weights", "temperature", "novelty")
+    return {name: tensor for name, tensor in state.items() if name.partition(".")[0] not in fitted}
 
 
 def stage_of(k: int, *, heads: int, stages: int) -> int:

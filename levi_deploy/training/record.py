@@ -41,7 +41,7 @@ def record(
     history: Sequence[Mapping[str, Any]],
     seconds: Mapping[str, float],
     device: torch.device,
-    selection: Mapping[str, Any] | None,
+    further: Mapping[str, Any],
 ) -> Run:
     """Write a finished run: its weights, what it was trained on, and what came of it.
 
@@ -53,10 +53,10 @@ def record(
         output: the run's folder.
         config: of the run.
         stages: M of each branch.
-        history: a record an epoch.
+        history: a record an epoch; empty where no epoch was trained.
         seconds: that each act took.
         device: that it was trained on.
-        selection: what was tried and chosen, where the configuration asked for a choice.
+        further: what else it says: the ``selection`` that was made, the ``origin`` in other runs.
     """
     identity = levi.backbone.identity if levi.backbone is not None else prepared.backbone
     model = architecture(levi, identity, stages)
@@ -73,11 +73,11 @@ def record(
             "model": model,
             "parameters": parameters(model, identity, outputs=task.outputs),
             "temperature": round(float(levi.ensemble.temperature), 4),
-            "best_epoch": min(history, key=lambda record: record["validation_loss"])["epoch"],
+            "best_epoch": min(history, key=lambda record: record["validation_loss"])["epoch"] if history else 0,
             "epochs": len(history),
             "validation": metrics(predictions, prepared.validation.targets, task),
             "device": title(device),
-            **({} if selection is None else {"selection": selection}),
+            **further,
             "backbone_passes": "float32" if isinstance(half(device), nullcontext) else "bfloat16",
             "seconds": {name: round(value, 2) for name, value in seconds.items()},
             "versions": {"python": platform.python_version(), **versions(_MADE_WITH)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,7 @@ from levi_deploy.data.source import Table, source_of
 from levi_deploy.model.architecture import count_stages
 from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.build import build
-from levi_deploy.model.levi import Levi
+from levi_deploy.model.levi import Levi, without_fitted
 from levi_deploy.run import LOG, TUNED, Run
 from levi_deploy.training.calibrate import abstain_above, head_weights, temperature
 from levi_deploy.training.device import settle
@@ -37,7 +37,7 @@ from levi_serving.errors import UsageError
 from levi_serving.predictions import Predictions, Task, finish
 from levi_serving.rows.preprocess import TOKENIZER
 
-__all__ = ["train"]
+__all__ = ["calibrate", "conclude", "train"]
 
 _STATE = "state.safetensors"
 _REQUEST = "config.json"
@@ -52,6 +52,7 @@ def train(
     config: Config,
     *,
     validation: Table | None = None,
+    start: Run | None = None,
     resume: bool = False,
     overwrite: bool = False,
     cache: Path | None = None,
@@ -66,6 +67,7 @@ def train(
         output: the run's folder.
         config: the model, its training, and the table's columns.
         validation: a table of in-distribution validation rows.
+        start: a run of the same model, whose weights training starts from instead of random ones.
         resume: continue an unfinished run in ``output``.
         overwrite: remove what is in ``output`` first.
         cache: where taps are kept; see ``levi_serving.environment.cache_folder``.
@@ -82,7 +84,8 @@ def train(
     """
     tell = progress or (lambda *_: None)
     held_out = None if validation is None else source_of(validation)
-    request = {"data": _named(data), "validation": held_out, **config.to_dict()}
+    origin = {} if start is None else {"start": start.fingerprint}
+    request = {"data": _named(data), "validation": held_out, **origin, **config.to_dict()}
     _check_output(output, request, resume=resume, overwrite=overwrite)
 
     if isinstance(data, Prepared):
@@ -93,6 +96,8 @@ def train(
         prepared = encode(table, config, backbone.identity)
     device = settle(config.training.device)
     levi, stages = _build(prepared, backbone, config)
+    if start is not None:
+        _start(levi, start, config)
     _begin(output, prepared, request, overwrite=overwrite)
 
     seconds = dict.fromkeys(("fine_tune", "select", "taps", "fit", "novelty"), 0.0)
@@ -122,14 +127,62 @@ def train(
             on_epoch=lambda history: atomic.write(output / LOG, "".join(json.dumps(r) + "\n" for r in history)),
             progress=_epochs(tell, "epoch"),
         )
+    run = conclude(
+        levi,
+        prepared,
+        train_rows,
+        validation_rows,
+        output,
+        config,
+        stages=stages,
+        history=history,
+        seconds=seconds,
+        device=device,
+        further={**({"selection": selection} if selection else {}), **({"origin": origin} if origin else {})},
+    )
+    (output / _SELECTION).unlink(missing_ok=True)
+    (output / _STATE).unlink()
+    (output / _REQUEST).unlink()
+    return run
+
+
+def conclude(
+    levi: Levi,
+    prepared: Prepared,
+    train_rows: Examples,
+    validation_rows: Examples,
+    output: Path,
+    config: Config,
+    *,
+    stages: tuple[int, ...],
+    history: list[dict[str, Any]],
+    seconds: dict[str, float],
+    device: torch.device,
+    further: Mapping[str, Any],
+) -> Run:
+    """Fit what is fitted once weights are final, and write a model as a run, with its backbone where that trained.
+
+    Args:
+        levi: on the device that computes.
+        prepared: the rows.
+        train_rows: training rows, with their taps where they are stored.
+        validation_rows: ID validation rows, likewise.
+        output: the run's folder.
+        config: of the run.
+        stages: M of each branch.
+        history: a record an epoch; empty where no epoch was trained.
+        seconds: that each act took.
+        device: that it was trained on.
+        further: what else its record says.
+    """
     if levi.ensemble.novelty is not None:
         with _timed(seconds, "novelty"):
             fit_novelty(levi, train_rows, validation_rows, seed=config.training.seed)
-    task, predictions = _calibrate(levi, validation_rows, config)
+    task, predictions = calibrate(levi, validation_rows, config)
     levi.cpu()
     if config.training.train_backbone:
         levi.backbone = _keep_backbone(levi, output, prepared)
-    run = record(
+    return record(
         prepared,
         levi,
         task,
@@ -140,12 +193,8 @@ def train(
         history=history,
         seconds=seconds,
         device=device,
-        selection=selection,
+        further=further,
     )
-    (output / _SELECTION).unlink(missing_ok=True)
-    (output / _STATE).unlink()
-    (output / _REQUEST).unlink()
-    return run
 
 
 def _named(data: Table | Prepared) -> str:
@@ -217,6 +266,25 @@ def _build(prepared: Prepared, backbone: Backbone, config: Config) -> tuple[Levi
     return Levi(backbone if backbone.taps else None, ensemble), stages
 
 
+def _start(levi: Levi, start: Run, config: Config) -> None:
+    """Give a model the weights of a run; what is fitted on ID validation after training is not among them.
+
+    Raises:
+        UsageError: the run is of another model, or on another backbone, or the model is still to be chosen.
+    """
+    if config.training.select:
+        raise UsageError("`select` is set, which chooses the model, and `start` has one already. Give one of them.")
+    digest = levi.backbone.identity.digest if levi.backbone is not None else start.backbone.digest
+    weights, own = (without_fitted(ensemble.state_dict()) for ensemble in (start.ensemble(), levi.ensemble))
+    shapes, expected = ({name: tensor.shape for name, tensor in state.items()} for state in (weights, own))
+    if start.backbone.digest != digest or shapes != expected:
+        raise UsageError(
+            f"`start` is {start.folder}, a run of another model or on another backbone: its weights do not fit. "
+            "Give one with the same settings of [model]."
+        )
+    levi.ensemble.load_state_dict(weights, strict=False)
+
+
 def _begin(output: Path, prepared: Prepared, request: dict[str, Any], *, overwrite: bool) -> None:
     """Make the run's folder."""
     if overwrite:
@@ -268,9 +336,10 @@ def _tapped(
     return replace(rows, taps=taps)
 
 
-def _calibrate(levi: Levi, validation: Examples, config: Config) -> tuple[Task, Predictions]:
+def calibrate(levi: Levi, validation: Examples, config: Config) -> tuple[Task, Predictions]:
     """Fit what is left on ID validation: the heads' weights, temperature, when to abstain; then answer its rows."""
     ensemble, task = levi.ensemble, levi.ensemble.task
+    ensemble.temperature.fill_(1.0)
     if config.model.average == "weighed":
         head_logits = predict(levi, validation).head_logits
         fitted = head_weights(head_logits, validation.targets, of=config.model.average_of, kind=task.kind)

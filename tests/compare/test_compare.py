@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from levi_deploy.compare import compare
-from levi_deploy.compare import compare as function
 from levi_deploy.compare.report import paired_difference
 from levi_deploy.evaluation import evaluate
+from levi_deploy.methods import jobs
 from levi_deploy.run import Run
 from levi_export import export
 from levi_serving.errors import DivergenceError, UsageError
 
 pytestmark = pytest.mark.slow
 
-ALL = ("scratch", "linear-probe", "fine-tune", "levi", "levi-on-fine-tuned")
+ALL = ("scratch", "linear-probe", "fine-tune", "lp-ft", "wise-ft", "levi", "levi-on-fine-tuned", "levi-on-wise-ft")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def asked(config):
 @pytest.fixture(scope="module")
 def report(table, asked, cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison") / "report"
-    return folder, compare(table, folder, asked, methods=ALL, seeds=2, budget=2, by="shop", cache=cache)
+    return folder, compare(table, folder, asked, methods=[*ALL, "soup"], seeds=2, budget=2, by="shop", cache=cache)
 
 
 def test_every_method_has_the_same_trials_and_the_best_on_id_validation_counts(report):
@@ -45,18 +45,18 @@ def test_every_method_has_the_same_trials_and_the_best_on_id_validation_counts(r
         assert len(own) == 3
         best = min(first, key=lambda trial: trial["validation_loss"])
         assert [trial for trial in first if trial["kept"]] == [best]
-        assert {trial["learning_rate"] for trial in own if trial["kept"]} == {best["learning_rate"]}
+        assert [trial["choice"] for trial in own if trial["kept"]] == [best["choice"]] * 2
         for trial in own:
             run = Run.open(folder / trial["run"])
-            assert (run.config.training.learning_rate, run.config.training.seed) == (
-                trial["learning_rate"], trial["seed"],
-            )  # fmt: skip
+            assert run.config.training.seed == trial["seed"]
+            if "learning_rate" in trial["choice"]:
+                assert run.config.training.learning_rate == trial["choice"]["learning_rate"]
 
 
 def test_its_numbers_are_those_of_levi_evaluate(report, table):
     """Another path: the whole torch model instead of stored taps."""
     folder, document = report
-    for method in ("levi", "levi-on-fine-tuned", "fine-tune"):
+    for method in ("levi", "levi-on-fine-tuned", "fine-tune", "wise-ft", "soup"):
         trial = next(trial for trial in document["trials"] if trial["method"] == method and trial["kept"])
         run = Run.open(folder / trial["run"])
         found = evaluate(run.reference(), table, target="label", splits=["ood_test"], by="shop")["splits"]["ood_test"]
@@ -82,6 +82,34 @@ def test_a_method_on_another_is_built_on_that_ones_backbone_and_exports(report, 
     assert export(kept["levi-on-fine-tuned", 1].folder, tmp_path / "bundle").manifest.taps == (1, 3)
 
 
+def test_what_is_made_of_runs_names_them_and_counts_their_cost_once(report):
+    folder, document = report
+
+    def fingerprints(method, **which):
+        own = [t for t in document["trials"] if t["method"] == method and which.items() <= t.items()]
+        return {Run.open(folder / t["run"]).fingerprint for t in own}
+
+    for seed in (0, 1):
+        (tuned,) = (t for t in document["trials"] if (t["method"], t["seed"], t["kept"]) == ("lp-ft", seed, True))
+        assert {Run.open(folder / tuned["run"]).record["origin"]["start"]} == fingerprints(
+            "linear-probe", seed=seed, kept=True
+        )
+        (wise,) = (t for t in document["trials"] if (t["method"], t["seed"], t["kept"]) == ("wise-ft", seed, True))
+        ends = fingerprints("linear-probe", seed=seed, kept=True) | fingerprints("lp-ft", seed=seed, kept=True)
+        assert set(Run.open(folder / wise["run"]).record["origin"]["mean_of"]) == ends
+        assert wise["base_seconds"] == pytest.approx(sum(tuned["seconds"].values()) + tuned["base_seconds"])
+    soups = [t for t in document["trials"] if t["method"] == "soup"]
+    assert [(t["choice"]["recipe"], t["seed"]) for t in sorted(soups, key=lambda t: t["choice"]["recipe"])] == [
+        ("greedy", 0), ("uniform", 0),
+    ]  # fmt: skip
+    for soup in soups:
+        record = Run.open(folder / soup["run"]).record
+        used, there = set(record["origin"]["mean_of"]), fingerprints("lp-ft")
+        assert used == there if soup["choice"]["recipe"] == "uniform" else used < there or used == there
+        assert len(there) == 3
+        assert record["best_epoch"] == record["epochs"] == 0
+
+
 def test_the_report_needs_nothing_else(report):
     folder, document = report
     html, text = (folder / "index.html").read_text(), (folder / "report.md").read_text()
@@ -102,18 +130,15 @@ def test_the_report_needs_nothing_else(report):
 
 def test_nothing_finished_is_trained_again(report, table, asked, cache, tmp_path, monkeypatch):
     """More is asked for, it is interrupted, and asked for again."""
-    import sys
-
-    module = sys.modules[function.__module__]
     trained, folder = [], tmp_path / "report"
-    train = module.train
+    train = jobs.train
 
     def counted(prepared, output, *given, **named):
         result = train(prepared, output, *given, **named)
         trained.append(f"{output.parent.name}/{output.name}")
         return result
 
-    monkeypatch.setattr(module, "train", counted)
+    monkeypatch.setattr(jobs, "train", counted)
 
     def ask(**changes):
         given = {"methods": ["linear-probe", "levi"], "seeds": 1, "budget": 1, "cache": cache} | changes
@@ -157,20 +182,17 @@ def test_a_method_is_trained_again_where_what_it_is_built_on_has_changed(table, 
 
 
 def test_what_diverges_is_said_and_not_chosen(table, asked, cache, tmp_path, monkeypatch):
-    import sys
-
-    module = sys.modules[function.__module__]
-    train = module.train
+    train = jobs.train
 
     def fragile(prepared, output, config, **named):
         if config.training.learning_rate >= limit:
             raise DivergenceError("The loss of epoch 1 is nan.")
         return train(prepared, output, config, **named)
 
-    monkeypatch.setattr(module, "train", fragile)
+    monkeypatch.setattr(jobs, "train", fragile)
     limit = 2e-3
     document = compare(table, tmp_path / "a", asked, methods=["linear-probe"], seeds=1, budget=2, cache=cache)
-    assert [(t["learning_rate"], t["kept"], t["diverged"]) for t in document["trials"]] == [
+    assert [(t["choice"]["learning_rate"], t["kept"], t["diverged"]) for t in document["trials"]] == [
         (1e-3, True, False), (3e-3, False, True),
     ]  # fmt: skip
     assert "| 0.003 | diverged | no |" in (tmp_path / "a" / "report.md").read_text()
@@ -201,6 +223,7 @@ def test_the_interval_is_that_of_paired_rows():
         ({"methods": []}, "`methods` is empty"),
         ({"seeds": 0}, "`seeds` is 0"),
         ({"budget": 5}, "`budget` is 5; expected 1 to 4"),
+        ({"methods": ["soup"], "budget": 1, "seeds": 1}, "'soup' is made of all runs of 'lp-ft', and there is one"),
         ({"splits": ["id_test"]}, r"`splits` has 'id_test', but no row of .* found \['train', 'id_val', 'ood_test'\]"),
     ],
 )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from safetensors.numpy import load_file
 
 from levi_deploy.evaluation import evaluate
 from levi_deploy.methods import branch_alone, full_fine_tuning, linear_probe
+from levi_deploy.methods.weights import average_weights, greedy_soup, validation_loss
 from levi_deploy.model import Backbone
 from levi_deploy.run import Run
 from levi_deploy.training import prepare, train
@@ -144,6 +148,84 @@ def test_fine_tuning_resumes_to_the_same_bits(prepared, config, tuning, tmp_path
     left = {path.name for path in resumed.folder.iterdir()}
     assert left == {path.name for path in whole.folder.iterdir()}
     assert not [name for name in left if "state" in name or "fine_tune" in name or "aside" in name]
+
+
+@pytest.fixture(scope="module")
+def probe(prepared, config, cache, tmp_path_factory):
+    """A linear probe, and the models that were fine-tuned from it at two rates."""
+    asked = replace(config, model=linear_probe(config.model, 4))
+    return train(prepared, tmp_path_factory.mktemp("probe") / "run", asked, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def descended(prepared, tuning, probe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("descended")
+    return [
+        train(
+            prepared, folder / str(rate),
+            replace(tuning, training=replace(tuning.training, epochs=2, learning_rate=rate)), start=probe,
+        )
+        for rate in (1e-3, 3e-3)
+    ]  # fmt: skip
+
+
+def test_training_starts_from_a_run(prepared, config, tuning, probe, run, tmp_path):
+    """At a rate of almost nothing the probe's head comes out as it went in; its temperature is fitted anew."""
+    still = replace(tuning, training=replace(tuning.training, epochs=1, learning_rate=1e-12))
+    made, alone = (train(prepared, tmp_path / name, still, start=start) for name, start in (("a", probe), ("b", None)))
+    for name in ("heads.0.net.weight", "heads.0.norm.weight"):
+        np.testing.assert_allclose(weights(made)[name], weights(probe)[name], atol=1e-6)
+    assert not np.allclose(weights(alone)["heads.0.net.weight"], weights(probe)["heads.0.net.weight"], atol=1e-2)
+    assert made.record["temperature"] == pytest.approx(probe.record["temperature"], rel=1e-3)
+    assert made.record["origin"] == {"start": probe.fingerprint}
+    with pytest.raises(UsageError, match="a run of another model or on another backbone"):
+        train(prepared, tmp_path / "c", still, start=run)
+    chosen = replace(config, training=replace(config.training, select=True))
+    with pytest.raises(UsageError, match="`select` is set, which chooses the model, and `start` has one already"):
+        train(prepared, tmp_path / "d", chosen, start=run)
+
+
+def test_a_mean_of_weights_is_a_run(prepared, tuning, probe, descended, table, tmp_path):
+    """Between probe and fine-tuned model lies WiSE-FT: each weight is there, it exports, is proven and serves."""
+    made = average_weights([probe, descended[0]], [0.25, 0.75], prepared, tmp_path / "run", tuning)
+    parts = [probe.levi().state_dict(), descended[0].levi().state_dict()]
+    for name, tensor in Run.open(made.folder).levi().state_dict().items():
+        if tensor.is_floating_point() and not re.match(r"ensemble\.(temperature|weights|novelty)", name):
+            np.testing.assert_allclose(tensor, 0.25 * parts[0][name] + 0.75 * parts[1][name], atol=1e-6)
+    assert made.backbone.fine_tuned
+    assert made.backbone.name == probe.backbone.name
+    assert made.record["origin"] == {"mean_of": [probe.fingerprint, descended[0].fingerprint], "shares": [0.25, 0.75]}
+    found = evaluate(made.reference(), table, target="label", splits=["id_val"])["splits"]["id_val"]["all"]
+    assert found["log_loss"] == pytest.approx(made.record["validation"]["log_loss"], abs=1e-4)
+    bundle = export(made.folder, tmp_path / "bundle")
+    assert verify(bundle.folder)["graphs"]["model.onnx"]["worst_scaled_error"] < 1e-4
+
+
+def test_runs_of_different_models_have_no_mean(prepared, tuning, probe, run, tmp_path):
+    with pytest.raises(UsageError, match="are not those of a model as in .* Give runs of one model"):
+        average_weights([probe, run], [0.5, 0.5], prepared, tmp_path / "run", tuning)
+
+
+def test_a_greedy_soup_lets_in_what_helps(prepared, tuning, descended, tmp_path):
+    """The ruined run is left out; the soup is no worse than its best ingredient."""
+    from safetensors.numpy import save_file
+
+    ruined = Path(shutil.copytree(descended[1].folder, tmp_path / "ruined"))
+    file = ruined / "weights.safetensors"
+    save_file(
+        {name: -9 * array if name == "heads.0.net.weight" else array for name, array in load_file(file).items()}, file
+    )
+    runs = [*descended, Run.open(ruined)]
+    made = greedy_soup(runs, prepared, tmp_path / "soup", tuning)
+    best = min(descended, key=validation_loss)
+    used = made.record["origin"]["mean_of"]
+    assert used[0] == best.fingerprint
+    assert validation_loss(made) <= validation_loss(best) + 1e-6
+    assert made.record["origin"]["shares"] == [1 / len(used)] * len(used)
+    lone = greedy_soup([best, Run.open(ruined)], prepared, tmp_path / "lone", tuning)
+    assert lone.record["origin"] == {"mean_of": [best.fingerprint], "shares": [1.0]}
+    uniform = average_weights([best, Run.open(ruined)], [0.5, 0.5], prepared, tmp_path / "uniform", tuning)
+    assert validation_loss(uniform) > validation_loss(lone)
 
 
 def test_one_way_to_train_the_backbone(config):
