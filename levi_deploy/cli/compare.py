@@ -57,6 +57,9 @@ def command(
     by: Annotated[
         str | None, option("--by", help="A column; the rows with each of its values are measured too.", panel=DATA)
     ] = None,
+    jobs: Annotated[
+        int, option("--jobs", help="Runs trained side by side, sharing out the threads.", panel=EXECUTION)
+    ] = 1,
     cache: Cache = None,
     resume: Annotated[
         bool, option("--resume", help="Go on in the folder; no finished run is repeated.", panel=EXECUTION)
@@ -85,6 +88,7 @@ def command(
             budget=budget,
             splits=split or (),
             by=by,
+            jobs=jobs,
             resume=resume,
             overwrite=overwrite,
             cache=cache,

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from levi_deploy.compare.measure import Measured, TestRows
+from levi_deploy.compare.measure import Measured
+from levi_deploy.compare.shared import TestRows
 from levi_deploy.methods import METHODS
 from levi_serving import atomic
 from levi_serving.page import element, page, table
@@ -25,7 +26,7 @@ BESIDE = ("fine-tune", "linear-probe")
 """The methods that every other one is compared with, row by row."""
 _CHUNK = 200  # resamples at a time: (200, N) counts
 
-_Runs = Mapping[tuple[str, int], Measured | None]
+_Runs = Mapping[tuple[str, int], Measured]
 
 
 def write(output: Path, document: dict[str, Any], runs: _Runs, test: TestRows) -> dict[str, Any]:
@@ -54,7 +55,6 @@ def write(output: Path, document: dict[str, Any], runs: _Runs, test: TestRows) -
             "training_seconds": sum(trials[method, seed]["seconds"].values()) + trials[method, seed]["base_seconds"],
         }
         for (method, seed), measured in runs.items()
-        if measured is not None
         for split, groups in measured.metrics.items()
         for group, found in groups.items()
         for metric, value in found.items()
@@ -106,7 +106,7 @@ def paired_difference(
 def _differences(runs: _Runs, test: TestRows) -> list[dict[str, Any]]:
     methods = list(dict.fromkeys(method for method, _ in runs))
     scores = {
-        (method, split): np.mean([m.scores[split] for (name, _), m in runs.items() if name == method and m], axis=0)
+        (method, split): np.mean([m.scores[split] for (name, _), m in runs.items() if name == method], axis=0)
         for method in methods
         for split in test.rows
     }

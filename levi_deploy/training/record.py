@@ -77,6 +77,7 @@ def record(
             "epochs": len(history),
             "validation": metrics(predictions, prepared.validation.targets, task),
             "device": title(device),
+            "threads": torch.get_num_threads(),
             **further,
             "backbone_passes": "float32" if isinstance(half(device), nullcontext) else "bfloat16",
             "seconds": {name: round(value, 2) for name, value in seconds.items()},

@@ -11,8 +11,8 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from levi_serving.rows.preprocess import Encoded
 __all__ = ["Taps", "compute"]
 
 _VERSION = 4
-_ABOUT, _VALUES = "about.json", "values.bin"
+_ABOUT, _VALUES, _ASIDE = "about.json", "values.bin", ".computing-"
 _LIMITS = {
     "cpu": Limits(tokens=2048, rows=512),  # fits a CPU's caches; larger batches were slower
     "cuda": Limits(tokens=65536, rows=2048),
@@ -113,28 +113,48 @@ def compute(
     precision = nullcontext() if exact else half(device)
     dtype = "float32" if isinstance(precision, nullcontext) else "bfloat16"
     entries = folder / "taps" / _key(backbone, encoded, pooling, dtype)
-    missing = [depth for depth in backbone.taps if not (entries / str(depth) / _ABOUT).is_file()]
-    if missing:
-        entries.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".computing-", dir=entries))
-        try:
-            store = _Store(aside, encoded, missing, fixed=fixed)
-            _fill(store, backbone, encoded, pooling, device, precision, progress)
-            store.close({"backbone": backbone.identity.name, "pooling": pooling if fixed else "none"})
-            for depth in missing:
+
+    def missing() -> list[int]:
+        return [depth for depth in backbone.taps if not (entries / str(depth) / _ABOUT).is_file()]
+
+    if missing():
+        with _alone(entries), tempfile.TemporaryDirectory(prefix=_ASIDE, dir=entries) as temporary:
+            aside = Path(temporary)
+            if depths := missing():  # another process may have computed them meanwhile
+                store = _Store(aside, encoded, depths, fixed=fixed)
+                _fill(store, backbone, encoded, pooling, device, precision, progress)
+                store.close({"backbone": backbone.identity.name, "pooling": pooling if fixed else "none"})
+            for depth in depths:
                 try:
                     (aside / str(depth)).rename(entries / str(depth))
                 except OSError:
-                    if not (entries / str(depth) / _ABOUT).is_file():  # another process may have finished it first
+                    if not (entries / str(depth) / _ABOUT).is_file():  # where processes do not wait for each other
                         raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     stored = np.float32 if fixed else np.float16
     values = []
     for depth in backbone.taps:
         shape = json.loads((entries / str(depth) / _ABOUT).read_text(encoding="utf-8"))["shape"]
         values.append(np.memmap(entries / str(depth) / _VALUES, dtype=stored, mode="r", shape=tuple(shape)))
     return Taps(list(values), encoded, fixed)
+
+
+@contextmanager
+def _alone(entries: Path) -> Iterator[None]:
+    """Wait while another process adds to these entries, and clear away what one left that was killed.
+
+    Where the system has no such locks nobody waits: the same may then be computed twice.
+    """
+    entries.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with (entries / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the process ends, however it does
+        for left in entries.glob(f"{_ASIDE}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def _key(backbone: Backbone, encoded: Encoded, pooling: Pooling, dtype: str) -> str:

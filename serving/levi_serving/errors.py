@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 __all__ = [
     "BenchmarkError",
@@ -45,6 +46,10 @@ class LeviError(Exception):
 
     exit_code = 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It pickles, so that it crosses from one process to another, whatever its constructor takes."""
+        return _again, (type(self), self.args), self.__dict__
+
     def named(self, names: Mapping[str, str]) -> str:
         """The message with a host's own names for the arguments in it.
 
@@ -56,6 +61,12 @@ class LeviError(Exception):
             '--taps is 0; expected a number from 1.'
         """
         return re.sub(r"`(\w+)`", lambda found: names.get(found[1], found[0]), str(self))
+
+
+def _again(kind: type[LeviError], args: tuple[Any, ...]) -> LeviError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class UsageError(LeviError):

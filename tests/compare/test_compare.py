@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import re
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from levi_deploy.compare import compare
 from levi_deploy.compare.report import paired_difference
@@ -181,6 +187,60 @@ def test_a_method_is_trained_again_where_what_it_is_built_on_has_changed(table, 
     assert bases[0] != bases[1], "the case that is meant"
 
 
+def test_trials_side_by_side_go_on_after_a_kill(report, table, asked, cache, tmp_path):
+    """In processes, which end with the one that is killed; no finished one is trained again, and all are the same."""
+    folder, methods = tmp_path / "report", ["linear-probe", "scratch", "no-branch"]
+    (tmp_path / "levi.toml").write_text(asked.to_toml())
+    command = [sys.executable, "-m", "levi_deploy", "compare", tmp_path / "levi.toml", table, "-o", folder]
+    options = ["--methods", ",".join(methods), "--seeds", "2", "--budget", "2", "--jobs", "2", "--cache", cache]
+    whole = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
+    try:
+        finished = until(lambda: list(folder.glob("runs/*/*/run.json")), while_=lambda: whole.poll() is None)
+        children = Path(f"/proc/{whole.pid}/task/{whole.pid}/children").read_text().split()
+    finally:
+        whole.kill()
+        whole.wait()
+    assert until(lambda: not any(running(child) for child in children)), "nothing goes on behind it"
+    before = {path: path.stat().st_mtime_ns for path in finished}
+    document = compare(
+        table, folder, asked, methods=methods, seeds=2, budget=2, by="shop", jobs=2, cache=cache, resume=True
+    )
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (document["jobs"], document["threads"]) == (2, max(1, torch.get_num_threads() // 2))
+    alone = {trial["run"]: trial for trial in report[1]["trials"]}
+    both = [trial for trial in document["trials"] if trial["run"] in alone]
+    assert {trial["method"] for trial in both} == {"linear-probe", "scratch"}
+    for trial in both:
+        assert trial["validation_loss"] == pytest.approx(alone[trial["run"]]["validation_loss"], rel=1e-4)
+        assert trial["kept"] == alone[trial["run"]]["kept"]
+
+
+def until(found, *, while_=lambda: True, seconds=300):
+    """Wait for something, and give it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and while_():
+        if there := found():
+            return there
+        time.sleep(0.05)
+    return found()
+
+
+def running(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_an_error_in_a_process_is_the_comparisons(table, asked, cache, tmp_path):
+    """It is said once, and the other processes end."""
+    lost = replace(asked, data=replace(asked.data, target="score", task="regression"))
+    balanced = replace(lost, training=replace(lost.training, class_weights="balanced"))
+    with pytest.raises(UsageError, match="holds numbers for regression, which has no classes"):
+        compare(table, tmp_path / "report", balanced, methods=["scratch", "levi"], seeds=1, jobs=2, cache=cache)
+    assert multiprocessing.active_children() == []
+
+
 def test_what_diverges_is_said_and_not_chosen(table, asked, cache, tmp_path, monkeypatch):
     train = jobs.train
 
@@ -222,6 +282,7 @@ def test_the_interval_is_that_of_paired_rows():
         ({"methods": ["levi", "magic"]}, "`methods` has 'magic'; expected some of scratch, linear-probe, fine-tune"),
         ({"methods": []}, "`methods` is empty"),
         ({"seeds": 0}, "`seeds` is 0"),
+        ({"jobs": 0}, "`jobs` is 0; expected 1 or more"),
         ({"budget": 5}, "`budget` is 5; expected 1 to 4"),
         ({"methods": ["soup"], "budget": 1, "seeds": 1}, "'soup' is made of all runs of 'lp-ft', and there is one"),
         ({"splits": ["id_test"]}, r"`splits` has 'id_test', but no row of .* found \['train', 'id_val', 'ood_test'\]"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -68,6 +70,10 @@ def count_batches(monkeypatch):
     return calls
 
 
+def entries(cache):
+    return [path for path in (cache / "taps").glob("*/*") if path.is_dir()]
+
+
 def test_they_are_computed_once_and_keyed(loaded, backbone, encoded, tmp_path, monkeypatch):
     calls = count_batches(monkeypatch)
     first = compute(loaded, encoded, "mean", folder=tmp_path)
@@ -91,7 +97,7 @@ def test_they_are_computed_once_and_keyed(loaded, backbone, encoded, tmp_path, m
         compute(model, rows, pooling, folder=tmp_path)
         assert calls, "what differs is computed anew"
     assert len(list((tmp_path / "taps").iterdir())) == 4
-    assert len(list((tmp_path / "taps").glob("*/*"))) == 4 * 3 + 1, "a depth more is an entry more"
+    assert len(entries(tmp_path)) == 4 * 3 + 1, "a depth more is an entry more"
     calls.clear()
     some = compute(Backbone.load(str(backbone), lambda _: (2, 3)), encoded, "mean", folder=tmp_path)
     assert not calls, "depths that other models have read lie there"
@@ -109,8 +115,33 @@ def test_an_interruption_leaves_nothing_half_done(loaded, encoded, tmp_path, mon
 
     with pytest.raises(KeyboardInterrupt):
         compute(loaded, encoded, "mean", folder=tmp_path, progress=stop)
-    assert list((tmp_path / "taps").glob("*/*")) == []
+    assert entries(tmp_path) == []
     assert all(np.isfinite(tap).all() for tap in compute(loaded, encoded, "mean", folder=tmp_path).values)
+
+
+def test_one_process_waits_for_another_that_computes_the_same(loaded, encoded, tmp_path, monkeypatch):
+    """Locks are of open files, so two threads stand for two processes; what one left that was killed is cleared."""
+    compute(loaded, encoded, "mean", folder=tmp_path / "first")
+    (computed,) = (tmp_path / "first" / "taps").iterdir()
+    left = tmp_path / "both" / "taps" / computed.name / ".computing-abc"
+    left.mkdir(parents=True)
+    both, calls = threading.Barrier(2, timeout=60), count_batches(monkeypatch)
+    missing = module._alone
+
+    def met(folder):
+        both.wait()  # both have seen that nothing is there
+        return missing(folder)
+
+    monkeypatch.setattr(module, "_alone", met)
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda _: compute(loaded, encoded, "mean", folder=tmp_path / "both"), range(2)))
+    once = len(calls)
+    np.testing.assert_array_equal(found[0].values[0], found[1].values[0])
+    assert len(entries(tmp_path / "both")) == 3, "and nothing else is left"
+    monkeypatch.setattr(module, "_alone", missing)
+    calls.clear()
+    compute(loaded, encoded, "mean", folder=tmp_path / "alone")
+    assert once == len(calls), "computed by one of them"
 
 
 def test_what_cannot_be_stored_is_said(loaded, encoded, tmp_path, monkeypatch):
