@@ -77,10 +77,10 @@ class ModelConfig:
 
     backbone: str = "sentence-transformers/all-MiniLM-L6-v2"
     taps: tuple[int, ...] | int | Literal["all"] = 3
-    pooling: Pooling = "attention"
+    pooling: Pooling = "ladder"
     queries: int = 4
     side_width: int = 96
-    side_dropout: float = 0.1
+    side_dropout: float = 0.2
     branches: tuple[str, ...] | None = None
     branch_width: int = 64
     branch_depth: int | None = None
@@ -196,7 +196,7 @@ class TrainingConfig:
     batch_size: int = 64
     learning_rate: float = 3e-4
     weight_decay: float = 0.01
-    ema_decay: float = 0.0
+    ema_decay: float = 0.995
     fine_tune: int = 0
     fine_tune_rate: float = 2e-5
     train_backbone: bool = False

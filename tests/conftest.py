@@ -71,8 +71,15 @@ def config(backbone):
 
     return Config.read(
         None,
-        model={"backbone": str(backbone), "taps": [1, 3], "max_length": 48, "queries": 2, "branch_depth": 2},
-        training={"epochs": 8, "batch_size": 32, "learning_rate": 0.01},
+        model={
+            "backbone": str(backbone),
+            "taps": [1, 3],
+            "max_length": 48,
+            "queries": 2,
+            "branch_depth": 2,
+            "pooling": "attention",
+        },
+        training={"epochs": 8, "batch_size": 32, "learning_rate": 0.01, "ema_decay": 0.0},
         data={"split_column": "split"},
     )
 

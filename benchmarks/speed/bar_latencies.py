@@ -35,7 +35,8 @@ SHAPES = ((1, 32), (1, 128), (8, 128), (32, 128))
 TURNS = {32: 40, 128: 16, 1024: 5, 4096: 2}  # by tokens in a query, for each making of the sessions
 MAKINGS = 4
 PAIRS = (
-    ("levi", "bare"), ("mean", "bare"), ("levi", "torch"), ("levi", "torch-compile"), ("levi", "openvino"),
+    ("levi", "bare"), ("ladder", "bare"), ("mean", "bare"), ("levi", "torch"), ("levi", "torch-compile"),
+    ("levi", "openvino"),
     ("int8", "openvino-default"), ("int8", "levi"), ("cut", "uncut"),
 )  # fmt: skip
 BUDGET = 1024  # padded tokens of a batch, the runner's own default
@@ -95,6 +96,7 @@ def latencies(bundles: dict[str, Path], work: Path, effort: float) -> tuple[list
 
     paths = {
         "levi": of("attention"),
+        "ladder": of("ladder"),
         "mean": of("mean"),
         "bare": uncut(Bare(bare), run.preprocessing, work / "bare.onnx"),
         "int8": of("attention", "int8"),
@@ -179,6 +181,7 @@ def bars(found: dict[Any, Any]) -> list[Line]:
         lines.append(Line(what, against, stated + " ×", "; ".join(cells), all(met)))
 
     compare("LEVI, attention pooling: time", "the bare backbone", "levi", "bare", [1.05] * 4, most=True)
+    compare("LEVI, ladder: time", "the bare backbone", "ladder", "bare", [None, 1.10, 1.10, None], most=True)
     compare("LEVI, mean pooling: time", "the bare backbone", "mean", "bare", [1.02] * 4, most=True)
     compare("LEVI: speed", "the same model in torch", "levi", "torch", [2.0, 1.4, 1.2, 1.15])
     compare("LEVI: speed", "torch.compile, warm, a graph a shape", "levi", "torch-compile", [1.3, 1, 1, 1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from levi_deploy.config import Config, DataConfig, ModelConfig
+from levi_deploy.config import Config, DataConfig, ModelConfig, Pooling
 from levi_deploy.demo.steps import find_backbone
 from levi_deploy.methods import branch_alone, linear_probe
 from levi_deploy.training import train
@@ -39,6 +39,9 @@ def data_file() -> Path:
     return data
 
 
+POOLINGS: tuple[Pooling, ...] = ("attention", "ladder", "mean", "first")
+
+
 def models(work: Path) -> dict[str, Path]:
     """The bundles, trained and exported where they are not there yet."""
     table = work / "train.parquet"
@@ -48,9 +51,7 @@ def models(work: Path) -> dict[str, Path]:
         pq.write_table(whole.select(["text", "domain"]).slice(0, 20_000), work / "rows.parquet")
     levi = ModelConfig(backbone=find_backbone())
     configs = {
-        "attention": levi,
-        "mean": ModelConfig(backbone=levi.backbone, pooling="mean"),
-        "first": ModelConfig(backbone=levi.backbone, pooling="first"),
+        **{str(name): replace(levi, pooling=name) for name in POOLINGS},
         "probe": linear_probe(levi, LAYERS),
         "branch": branch_alone(levi),
     }

@@ -60,7 +60,7 @@ def model(family: str, folder: Path, *, tiny: bool) -> tuple[Levi, Preprocessing
     taps = tuple(sorted({max(1, depth // 3), max(1, 2 * depth // 3), depth}))
     backbone = Backbone.load(str(folder), lambda _: taps)
     branches = ("cnn",) if family == "ViT-B/16" else ("mlp",)
-    config = ModelConfig(branches=branches)
+    config = ModelConfig(branches=branches, pooling="attention")
     task = Task(kind="classification", labels=tuple("abcdefghij"))
     parts = build(config, backbone.identity, rows, taps, task=task)
     width, inner = sizes["hidden_size"], sizes["intermediate_size"]

@@ -95,7 +95,7 @@ def command(
     ] = None,
     pooling: Annotated[
         Pooling | None,
-        option("--pooling", help="How a tap's tokens become one vector.", panel=MODEL, show_default="attention"),
+        option("--pooling", help="How a tap's tokens become one vector.", panel=MODEL, show_default="ladder"),
     ] = None,
     branch: Annotated[
         list[str] | None,

@@ -49,10 +49,10 @@ def fit_novelty(levi: Levi, train: Examples, validation: Examples, *, seed: int)
     )
     middle, last = pooled(train)
     centre, whitening = _whitening(middle)
-    origin = last.mean(axis=0)
-    directions = _normalised(last - origin)
-    centroids, _ = kmeans(directions, min(CENTROIDS, len(directions)), seed=seed)
-    centroids = _normalised(centroids)
+    directions = _normalised(last)
+    origin = directions.mean(axis=0)
+    found, _ = kmeans(directions, min(CENTROIDS, len(directions)), seed=seed)
+    centroids = _normalised(found) - origin
     for buffer, value in (
         (novelty.centre, centre),
         (novelty.whitening, whitening),
