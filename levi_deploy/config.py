@@ -62,6 +62,8 @@ class ModelConfig:
         branch_depth: M, the number of stages; the branch's own choice when not set.
         branch_embedding: width of a branch's own embeddings.
         branch_dropout: share of a branch stage dropped in training.
+        fusion: ``layers`` lets each adapting layer read its tap beside a branch stage; ``outputs`` gives taps linear
+            heads that read no branch, and the branches a head of their own, so that only outputs are averaged.
         head_hidden: hidden units of an adapting layer; 0 makes it linear.
         head_dropout: share of an adapting layer's inputs dropped in training.
         members: how many times all that trains from scratch is there, each from weights of its own and all averaged
@@ -86,6 +88,7 @@ class ModelConfig:
     branch_depth: int | None = None
     branch_embedding: int = 64
     branch_dropout: float = 0.3
+    fusion: Literal["layers", "outputs"] = "layers"
     head_hidden: int = 128
     head_dropout: float = 0.1
     members: int = 1

@@ -75,7 +75,7 @@ def _tree(model: Any, parameters: Any, task: str, labels: Any) -> list[str]:
     weighed = len({head.get("weight") for head in model["heads"]}) > 1  # bundles of older versions name no weights
     for k, head in enumerate(model["heads"]):
         read = [f"tap {head['tap']}"] if head["tap"] is not None else []
-        read += [f"{b['name']} stage {m}" for b, m in zip(model["branches"], head["stages"], strict=True)]
+        read += [f"{b['name']} stage {m}" for b, m in zip(model["branches"], head["stages"], strict=True) if m]
         hidden = f"{head['hidden']} hidden units → " if head["hidden"] else ""
         weight = f" · {head['weight']:.2f}" if weighed else ""
         parts.append((f"├─ head {k + 1}: [{' ; '.join(read)}] → {hidden}(B, {head['outputs']}){weight}", head))

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from levi_deploy.config import Config
-from levi_deploy.methods.weights import average_weights, greedy_soup
+from levi_deploy.methods.weights import average_outputs, average_weights, greedy_soup
 from levi_deploy.run import TUNED, Run
 from levi_deploy.training import Prepared, train
 
-__all__ = ["Choice", "Job", "interpolated", "on_backbone", "soup", "started_from", "trained"]
+__all__ = ["Choice", "Job", "ensemble", "interpolated", "on_backbone", "soup", "started_from", "trained"]
 
 Choice = Mapping[str, Any]
 """What tells a trial of a method from its others, by name: a learning rate, a share, a recipe."""
@@ -71,6 +71,12 @@ def soup(job: Job) -> Run:
         return greedy_soup(job.bases, job.prepared, job.output, job.config)
     count = len(job.bases)
     return average_weights(job.bases, [1 / count] * count, job.prepared, job.output, job.config)
+
+
+def ensemble(job: Job) -> Run:
+    """The mean of the outputs of a fine-tuned model and of the branches alone."""
+    tuned, branches = job.bases
+    return average_outputs(tuned, branches, job.prepared, job.output, job.config)
 
 
 def _train(job: Job, prepared: Prepared, config: Config, *, start: Run | None = None) -> Run:

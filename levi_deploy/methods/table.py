@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from levi_deploy.config import Config, ModelConfig
 from levi_deploy.methods.fine_tuning import full_fine_tuning
-from levi_deploy.methods.jobs import Choice, Job, interpolated, on_backbone, soup, started_from, trained
+from levi_deploy.methods.jobs import Choice, Job, ensemble, interpolated, on_backbone, soup, started_from, trained
 from levi_deploy.methods.probes import branch_alone, linear_probe
 from levi_deploy.run import Run
 
@@ -54,6 +54,13 @@ def _tuned(config: Config, depth: int) -> Config:  # noqa: ARG001  # as the othe
     return full_fine_tuning(config)
 
 
+def _outputs(config: Config, depth: int) -> Config:  # noqa: ARG001  # as the others
+    """Full fine-tuning, with the branches and their head beside it."""
+    tuned, own = full_fine_tuning(config), config.model
+    model = replace(tuned.model, branches=own.branches, head_hidden=own.head_hidden, fusion="outputs", average="equal")
+    return replace(tuned, model=model)
+
+
 def _model(change: Callable[[ModelConfig, int], ModelConfig]) -> Callable[[Config, int], Config]:
     """A method that trains another model in the same way: without weights of heads, since heads differ, or a choice."""
 
@@ -87,6 +94,13 @@ METHODS = {
         make=soup,
         choices=lambda _: [{"recipe": "greedy"}, {"recipe": "uniform"}],
         pooled=True,
+    ),
+    "output-ensemble": Method(
+        "full fine-tuning and branch, outputs averaged",
+        _outputs,
+        on=("fine-tune", "scratch"),
+        make=ensemble,
+        choices=lambda _: [{}],
     ),
     "lora": Method("LoRA, linear head", _model(_lora)),
     "levi": Method("LEVI, frozen", _same),

@@ -1,7 +1,8 @@
-"""Methods that train nothing of their own: a run whose weights are a mean of those of finished runs.
+"""Methods that train nothing of their own: runs whose weights come from finished runs.
 
-The runs are of one model and descend from one pre-trained backbone, so that their weights lie close enough to be
-averaged (Neyshabur et al. 2020). Running statistics of batch norms are averaged as weights are.
+Weights are averaged where the runs are of one model and descend from one pre-trained backbone, so that they lie close
+enough (Neyshabur et al. 2020); running statistics of batch norms are averaged as weights are. Outputs are averaged
+where one of two runs reads the backbone alone, and the other one the branches.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from levi_deploy.config import Config
 from levi_deploy.evaluation import metrics
 from levi_deploy.model.architecture import count_stages
+from levi_deploy.model.build import build
 from levi_deploy.model.levi import Levi, without_fitted
 from levi_deploy.run import Run
 from levi_deploy.training import Prepared
@@ -24,7 +27,7 @@ from levi_deploy.training.train import calibrate, conclude
 from levi_serving.errors import UsageError
 from levi_serving.rows.preprocess import TOKENIZER
 
-__all__ = ["average_weights", "greedy_soup", "validation_loss"]
+__all__ = ["average_outputs", "average_weights", "greedy_soup", "validation_loss"]
 
 
 def average_weights(
@@ -48,8 +51,7 @@ def average_weights(
     """
     started = time.perf_counter()
     shutil.rmtree(output, ignore_errors=True)
-    levi = _mean(runs, shares)
-    return _run(levi, prepared, output, config, runs, shares, started)
+    return _run(_mean(runs, shares), prepared, output, config, _origin(runs, shares), started)
 
 
 def greedy_soup(runs: Sequence[Run], prepared: Prepared, output: Path, config: Config) -> Run:
@@ -70,7 +72,33 @@ def greedy_soup(runs: Sequence[Run], prepared: Prepared, output: Path, config: C
         if found < loss:
             chosen, loss = [*chosen, run], found
     shares = [1 / len(chosen)] * len(chosen)
-    return _run(_mean(chosen, shares), prepared, output, config, chosen, shares, started)
+    return _run(_mean(chosen, shares), prepared, output, config, _origin(chosen, shares), started)
+
+
+def average_outputs(tuned: Run, branches: Run, prepared: Prepared, output: Path, config: Config) -> Run:
+    """A run that answers with the mean of two runs' outputs: an ensemble without anything in between.
+
+    Args:
+        tuned: of one linear head on the last layer, as ``full_fine_tuning`` gives it.
+        branches: of the branches alone.
+        prepared: the rows that they were trained on.
+        output: the new run's folder; what is in it is replaced.
+        config: of the new run: ``fusion`` is ``outputs``, else as that of ``tuned`` with the branches and the hidden
+            units of the other.
+    """
+    started = time.perf_counter()
+    shutil.rmtree(output, ignore_errors=True)
+    levi = tuned.levi()
+    last = len(levi.ensemble.heads)
+    weights = tuned.ensemble().state_dict()
+    for name, tensor in branches.ensemble().state_dict().items():
+        if name.startswith("branches."):
+            weights[name] = tensor
+        elif name.startswith("heads.0."):
+            weights[name.replace("heads.0.", f"heads.{last}.")] = tensor
+    levi.ensemble = build(config.model, tuned.backbone, prepared.preprocessing, tuned.taps, task=tuned.task).eval()
+    levi.ensemble.load_state_dict(without_fitted(weights), strict=False)
+    return _run(levi, prepared, output, config, {"outputs_of": [tuned.fingerprint, branches.fingerprint]}, started)
 
 
 def validation_loss(run: Run) -> float:
@@ -101,6 +129,10 @@ def _mean(runs: Sequence[Run], shares: Sequence[float]) -> Levi:
     return levi
 
 
+def _origin(runs: Sequence[Run], shares: Sequence[float]) -> dict[str, Any]:
+    return {"mean_of": [run.fingerprint for run in runs], "shares": list(shares)}
+
+
 def _trained(levi: Levi) -> dict[str, Tensor]:
     """All weights and statistics, without whole numbers and what is fitted after training."""
     assert levi.backbone is not None  # noqa: S101  # the runs have one
@@ -119,8 +151,7 @@ def _run(
     prepared: Prepared,
     output: Path,
     config: Config,
-    runs: Sequence[Run],
-    shares: Sequence[float],
+    origin: Mapping[str, Any],
     started: float,
 ) -> Run:
     output.mkdir(parents=True)
@@ -139,5 +170,5 @@ def _run(
         history=[],
         seconds={"fine_tune": 0.0, "select": 0.0, "taps": 0.0, "fit": time.perf_counter() - started, "novelty": 0.0},
         device=device,
-        further={"origin": {"mean_of": [run.fingerprint for run in runs], "shares": list(shares)}},
+        further={"origin": origin},
     )

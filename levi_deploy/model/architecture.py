@@ -15,7 +15,7 @@ from torch import nn
 from levi_deploy.config import FIXED_POOLINGS
 from levi_deploy.identity import Identity
 from levi_deploy.model.branches import Branch
-from levi_deploy.model.levi import Ensemble, Levi, stage_of
+from levi_deploy.model.levi import Ensemble, Levi
 from levi_serving.errors import UsageError
 from levi_serving.rows.preprocess import Encoded, Preprocessing
 
@@ -66,15 +66,15 @@ def architecture(levi: Levi, identity: Identity, stages: Sequence[int]) -> dict[
     Returns:
         ``backbone`` (its ``layers`` L, and ``widths`` D at depths 0 … L), ``taps`` (``depth``, D, and
         ``pooled``, the width of the pooled tap), ``branches`` (``stages`` M and ``width`` S), ``heads``
-        (the ``tap`` it reads, the stage of each branch, from 1, and its ``weight``), ``members``, how often these are
-        there, and ``average``. Each part says how many of its parameters were ``trained``, in all members together;
-        ``frozen`` counts those the model keeps: none above the deepest tap.
+        (the ``tap`` it reads, the stage of each branch, from 1, None for none, and its ``weight``), ``members``, how
+        often these are there, and ``average``. Each part says how many of its parameters were ``trained``, in all
+        members together; ``frozen`` counts those the model keeps: none above the deepest tap.
     """
     ensemble, backbone = levi.ensemble, levi.backbone
     config = ensemble.config
     adapters = sum(tensor.numel() for tensor in backbone.adapters().values()) if backbone is not None else 0
     kept = sum(p.numel() for p in backbone.parameters()) - adapters if backbone is not None else 0
-    heads = len(ensemble.heads) // ensemble.members
+    heads = ensemble.layout(stages)
     return {
         "backbone": {
             "name": identity.title,
@@ -107,14 +107,14 @@ def architecture(levi: Levi, identity: Identity, stages: Sequence[int]) -> dict[
         ],
         "heads": [
             {
-                "tap": ensemble.taps[k] if ensemble.taps else None,
-                "stages": [1 + stage_of(k, heads=heads, stages=count) for count in stages],
-                "hidden": config.head_hidden,
+                "tap": None if tap is None else ensemble.taps[tap],
+                "stages": [None if stage is None else 1 + stage for stage in read],
+                "hidden": 0 if ensemble.apart and tap is not None else config.head_hidden,
                 "outputs": ensemble.task.outputs,
-                "weight": round(float(ensemble.weights[k::heads].sum()), 4),
-                **_counted(ensemble.heads[k::heads]),
+                "weight": round(float(ensemble.weights[k :: len(heads)].sum()), 4),
+                **_counted(ensemble.heads[k :: len(heads)]),
             }
-            for k in range(heads)
+            for k, (tap, read) in enumerate(heads)
         ],
         "members": ensemble.members,
         "average": config.average_of,

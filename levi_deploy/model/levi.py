@@ -116,15 +116,17 @@ class Ensemble(nn.Module):
         self.branches = nn.ModuleList(branches)
         pools = [pooling(config, width) for width in widths * (1 if config.pooling in FIXED_POOLINGS else self.members)]
         self.pools = nn.ModuleList(pools)
+        width = sum(branch.width for branch in branches[: len(self.names)])
+        read = [(pool.width, width, config.head_hidden) for pool in pools[: len(taps)]]
+        if not taps:
+            read = [(0, width, config.head_hidden)]
+        elif self.apart:
+            read = [(pool.width, 0, 0) for pool in pools[: len(taps)]] + [(0, width, config.head_hidden)]
         self.heads = nn.ModuleList(
             AdaptingHead(
-                tap_width=pool.width if pool is not None else 0,
-                stage_width=sum(branch.width for branch in branches[: len(self.names)]),
-                outputs=task.outputs,
-                hidden=config.head_hidden,
-                dropout=config.head_dropout,
+                tap_width=tap, stage_width=stage, outputs=task.outputs, hidden=hidden, dropout=config.head_dropout
             )
-            for pool in (pools[: len(taps)] or (None,)) * self.members
+            for tap, stage, hidden in read * self.members
         )
         self.novelty = Novelty(*(widths[k] for k in places(len(taps)))) if taps else None
         # Regression: the target's mean and spread in training, so that heads learn in units of one.
@@ -185,6 +187,28 @@ class Ensemble(nn.Module):
         middle, last = (pooled[k][:, : self.widths[k]] for k in places(len(self.taps)))
         return (*answers, self.novelty(middle, last))
 
+    @property
+    def apart(self) -> bool:
+        """Whether taps and branches have heads of their own."""
+        return self.config.fusion == "outputs" and bool(self.taps) and bool(self.names)
+
+    def layout(self, stages: Sequence[int]) -> list[tuple[int | None, list[int | None]]]:
+        """What each head of one member reads, counted from 0: a tap, and a stage of each branch; None for none.
+
+        Args:
+            stages: M of each branch.
+        """
+        if self.apart:
+            alone: list[tuple[int | None, list[int | None]]] = [
+                (k, [None] * len(stages)) for k in range(len(self.taps))
+            ]
+            return [*alone, (None, [count - 1 for count in stages])]
+        heads = max(1, len(self.taps))
+        return [
+            (k if self.taps else None, [stage_of(k, heads=heads, stages=count) for count in stages])
+            for k in range(heads)
+        ]
+
     def combine(self, pooled: list[Tensor], inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Let every adapting layer read its tap beside its branch stages, and average.
 
@@ -196,13 +220,18 @@ class Ensemble(nn.Module):
             ``logits`` (B, C) and ``head_logits`` (B, K, C).
         """
         branches = [cast("Branch", branch).stages(inputs) for branch in self.branches]
-        heads = len(self.heads) // self.members  # of one member
+        heads = self.layout([len(stages) for stages in branches[: len(self.names)]])
         answers = []
         for n, head in enumerate(self.heads):
-            member, k = divmod(n, heads)
+            member, k = divmod(n, len(heads))
             own = branches[member * len(self.names) : (member + 1) * len(self.names)]
-            read = [stages[stage_of(k, heads=heads, stages=len(stages))] for stages in own]
-            answers.append(head(pooled[n % len(pooled)] if pooled else None, read))
+            tap, read = heads[k]
+            answers.append(
+                head(
+                    None if tap is None else pooled[(member * len(self.taps) + tap) % len(pooled)],
+                    [stages[stage] for stages, stage in zip(own, read, strict=True) if stage is not None],
+                )
+            )
         head_logits = torch.stack(answers, dim=1)  # (B, K, C)
         if self.task.kind == "regression":
             head_logits = head_logits * self.scale + self.shift

@@ -57,7 +57,8 @@ def test_the_whole_path(levi, table, backbone, cache, tmp_path):
         row = next(csv.DictReader(file))
     assert list(row) == [
         "text", "label", "score", "topics", "split", "price", "shop", "user", "item", "prediction", "probability",
-        "probability_negative", "probability_positive", "disagreement", "abstain", "head_1", "head_2",
+        "probability_negative", "probability_positive", "disagreement", "abstain", "novelty", "head_1",
+        "head_2",
     ]  # fmt: skip
     assert float(row["probability_negative"]) + float(row["probability_positive"]) == pytest.approx(1, abs=1e-5)
 

@@ -82,7 +82,7 @@ VARIANTS = {
     },
     "regression": {"data": {"target": "score"}},
     "regression, weighed": {"data": {"target": "score"}, "model": {"average": "weighed", "pooling": "mean"}},
-    "convolutions": {"model": {"branches": ("cnn",)}},
+    "convolutions, outputs alone averaged": {"model": {"branches": ("cnn",), "fusion": "outputs"}},
     "recurrent, a number of taps": {"model": {"branches": ("gru",), "pooling": "mean", "taps": 2}},
     "self-attention": {"model": {"branches": ("transformer",), "pooling": "mean"}},
     "text and columns": {"data": {"numeric": ("price",), "categorical": ("shop", "item")}},

@@ -77,7 +77,7 @@ def test_incomplete_checkpoint_is_refused(backbone, tmp_path):
 
 
 def _levi(backbone, **changes) -> Levi:
-    config = ModelConfig(backbone=str(backbone), taps=(1, 3), queries=2, **changes)
+    config = ModelConfig(**{"backbone": str(backbone), "taps": (1, 3), "queries": 2, **changes})
     loaded = Backbone.load(str(backbone), config.depths)
     rows = Preprocessing(text=TextSettings())
     task = Task(kind="classification", labels=("a", "b", "c"))
@@ -90,17 +90,17 @@ def _levi(backbone, **changes) -> Levi:
 def test_a_row_answers_alike_alone_and_padded(backbone, batch, pooling, branches):
     levi = _levi(backbone, pooling=pooling, branches=branches)
     with torch.no_grad():
-        logits, head_logits = levi(*batch)
+        logits, head_logits, *_ = levi(*batch)
         assert logits.shape == (3, 3)
         assert head_logits.shape == (3, 2, 3)
-        alone, _ = levi(batch[0][1:2, :3], batch[1][1:2, :3])
+        alone, *_ = levi(batch[0][1:2, :3], batch[1][1:2, :3])
     torch.testing.assert_close(alone[0], logits[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", ["attention", "tokens", "ladder"])
 def test_only_the_ensemble_trains_and_all_of_it(backbone, batch, pooling):
     levi = _levi(backbone, pooling=pooling)
-    _, head_logits = levi(*batch)
+    _, head_logits, *_ = levi(*batch)
     loss(head_logits, torch.tensor([0, 1, 2]), "classification", torch.ones(2)).backward()
     without = [name for name, p in levi.ensemble.named_parameters() if p.grad is None or not p.grad.any()]
     assert without == []
@@ -172,7 +172,7 @@ def test_members_are_models_of_their_own_over_one_pass(backbone, batch, pooling)
     both, one = (_levi(backbone, pooling=pooling, branches=branches, members=members) for members in (2, 1))
     own = dict(one.ensemble.named_children())
     with torch.no_grad():
-        logits, head_logits = both(*batch)
+        logits, head_logits, *_ = both(*batch)
         assert head_logits.shape == (3, 2 * 2, 3)
         torch.testing.assert_close(logits, head_logits.mean(dim=1))
         for member in (0, 1):
@@ -184,6 +184,36 @@ def test_members_are_models_of_their_own_over_one_pass(backbone, batch, pooling)
             expected = one(*batch)[1]
             torch.testing.assert_close(head_logits[:, 2 * member : 2 * member + 2], expected)
         assert not torch.allclose(head_logits[:, :2], head_logits[:, 2:], atol=1e-3)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_outputs_alone_are_averaged_where_heads_read_one_thing_each(backbone, batch, members):
+    """Linear heads on the taps do not change with the branches, and the branches' head not with the taps."""
+    levi = _levi(backbone, fusion="outputs", branches=("mlp", "cnn"), pooling="mean", members=members)
+    heads, stages = levi.ensemble.heads, len(levi.ensemble.names)
+    assert [head.norm is None for head in heads] == [False, False, True] * members
+    assert [isinstance(head.net, torch.nn.Linear) for head in heads] == [True, True, False] * members
+    assert levi.ensemble.layout([3, 2]) == [(0, [None, None]), (1, [None, None]), (None, [2, 1])]
+    assert stages == 2
+    with torch.no_grad():
+        _, before, *_ = levi(*batch)
+        for part in levi.ensemble.branches.parameters():
+            part.add_(0.1)
+        _, moved, *_ = levi(*batch)
+        levi.backbone.model.get_input_embeddings().weight.add_(torch.randn(32))
+        _, both, *_ = levi(*batch)
+    taps = [n for n, head in enumerate(heads) if head.norm is not None]
+    alone = [n for n, head in enumerate(heads) if head.norm is None]
+    torch.testing.assert_close(moved[:, taps], before[:, taps])
+    assert not torch.allclose(moved[:, alone], before[:, alone], atol=1e-4)
+    torch.testing.assert_close(both[:, alone], moved[:, alone])
+    assert not torch.allclose(both[:, taps], moved[:, taps], atol=1e-4)
+
+
+def test_without_taps_or_branches_there_is_nothing_to_keep_apart(backbone):
+    for changes in ({"taps": ()}, {"branches": ()}):
+        apart, together = (_levi(backbone, pooling="mean", fusion=way, **changes) for way in ("outputs", "layers"))
+        assert apart.ensemble.state_dict().keys() == together.ensemble.state_dict().keys()
 
 
 def test_average_of_logits_and_of_probabilities():
@@ -228,6 +258,6 @@ def test_stages_go_in_order_and_the_last_head_reads_the_last(heads, stages, expe
 def test_without_a_norm_per_tap_scale_would_matter(backbone, batch):
     levi = _levi(backbone, branches=(), pooling="mean")
     hidden = levi.backbone(named(batch))
-    logits, _ = levi.ensemble(hidden, named(batch))
-    scaled, _ = levi.ensemble([1000 * tap for tap in hidden], named(batch))
+    logits, *_ = levi.ensemble(hidden, named(batch))
+    scaled, *_ = levi.ensemble([1000 * tap for tap in hidden], named(batch))
     torch.testing.assert_close(scaled, logits, rtol=1e-3, atol=1e-3)

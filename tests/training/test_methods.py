@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from levi_deploy.evaluation import evaluate
-from levi_deploy.methods import branch_alone, full_fine_tuning, linear_probe
-from levi_deploy.methods.weights import average_weights, greedy_soup, validation_loss
+from levi_deploy.methods import METHODS, branch_alone, full_fine_tuning, linear_probe
+from levi_deploy.methods.weights import average_outputs, average_weights, greedy_soup, validation_loss
 from levi_deploy.model import Backbone
 from levi_deploy.run import Run
 from levi_deploy.training import prepare, train
@@ -226,6 +226,27 @@ def test_a_greedy_soup_lets_in_what_helps(prepared, tuning, descended, tmp_path)
     assert lone.record["origin"] == {"mean_of": [best.fingerprint], "shares": [1.0]}
     uniform = average_weights([best, Run.open(ruined)], [0.5, 0.5], prepared, tmp_path / "uniform", tuning)
     assert validation_loss(uniform) > validation_loss(lone)
+
+
+def test_a_mean_of_outputs_is_a_run(prepared, config, tuned, table, cache, tmp_path):
+    """Of the fine-tuned model and the branches alone, to the last digit; and it exports."""
+    branches = train(prepared, tmp_path / "scratch", METHODS["scratch"].configure(config, 4), cache=cache)
+    asked = METHODS["output-ensemble"].configure(config, 4)
+    made = average_outputs(tuned, branches, prepared, tmp_path / "run", asked)
+    rows = list(csv.DictReader(table.read_text().splitlines()))[::9]
+    found, *parts = (
+        reference.run(reference.prepare(rows)) for reference in (run.reference() for run in (made, tuned, branches))
+    )
+    for k, part in enumerate(parts):
+        np.testing.assert_allclose(found.head_logits[:, k], part.head_logits[:, 0], atol=1e-5)
+    mean = (parts[0].head_logits[:, 0] + parts[1].head_logits[:, 0]) / 2
+    np.testing.assert_allclose(found.logits * float(made.ensemble().temperature), mean, atol=1e-5)
+    assert made.record["origin"] == {"outputs_of": [tuned.fingerprint, branches.fingerprint]}
+    assert [(head["tap"], head["stages"], head["hidden"]) for head in made.record["model"]["heads"]] == [
+        (4, [None], 0), (None, [2], 128),
+    ]  # fmt: skip
+    bundle = export(made.folder, tmp_path / "bundle")
+    assert verify(bundle.folder)["graphs"]["model.onnx"]["worst_scaled_error"] < 1e-4
 
 
 def test_one_way_to_train_the_backbone(config):

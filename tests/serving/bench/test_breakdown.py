@@ -207,6 +207,19 @@ def test_without_the_structure_less_is_known(bundle, runner, tmp_path):
     session.end_trace()
 
 
+@pytest.mark.parametrize(
+    ("taps", "expected"),
+    [
+        ((1, 3), {"heads.1": "head 2 (tap 3)", "heads.2": "head 3 (tap 1)", "pools.3": "head 4 (tap 3)"}),
+        ((1, 3, None), {"heads.2": "head 3", "heads.3": "head 4 (tap 1)", "pools.2": "head 4 (tap 1)"}),
+        ((), {"heads.0": "head 1", "heads.1": "head 2"}),
+    ],
+)
+def test_heads_of_several_members_and_those_without_a_tap(taps, expected):
+    modules = Modules(SimpleNamespace(nodes={}, weights={}), taps)
+    assert {module: modules.path(f"ensemble.{module}.net/Gemm")[0][0] for module in expected} == expected
+
+
 def test_nodes_without_names_are_known_by_their_order(bundle, runner, tmp_path):
     """As functions leave them that onnxruntime writes out."""
     model = onnx.load(bundle / "model.onnx")

@@ -113,7 +113,8 @@ def profile(runner: Runner, workload: Workload, *, peak: Peak, duration_s: float
         recorded = _record(runner, batches, duration_s, Path(folder))
     graph, plain, passes = recorded.graph, recorded.plain, recorded.passes
     scale = 1e3 / len(batches)
-    request, attributed, named = _tree(passes, plain, Modules(graph, runner.bundle.manifest.taps), scale)
+    modules = Modules(graph, [head["tap"] for head in runner.bundle.manifest.model["heads"]])
+    request, attributed, named = _tree(passes, plain, modules, scale)
     return Breakdown(
         workload=workload,
         request=request,

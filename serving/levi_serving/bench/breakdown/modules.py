@@ -36,11 +36,11 @@ class Modules:
 
     Args:
         graph: as the session runs it.
-        taps: t_1 … t_K, the layers that the heads read; none for a model of branches alone.
+        taps: which layer each head of one member reads, None for none; those that read one come first.
     """
 
-    def __init__(self, graph: Graph, taps: Sequence[int]) -> None:
-        self._graph, self._taps = graph, taps
+    def __init__(self, graph: Graph, taps: Sequence[int | None]) -> None:
+        self._graph, self._taps = graph, tuple(taps) or (None,)
         self._made = {value: node for node in graph.nodes.values() for value in node.outputs if value}
         self._read: dict[str, list[Node]] = {}
         for node in graph.nodes.values():
@@ -87,7 +87,12 @@ class Modules:
         kind, number = module.split(".")[1:3]
         if kind == "branches":
             return (f"branch {int(number) + 1}",)
-        name = f"head {int(number) + 1}" + (f" (tap {self._taps[int(number)]})" if self._taps else "")
+        head, heads = int(number), len(self._taps)
+        if kind == "pools":  # a member has one for each tap
+            pools = heads - self._taps.count(None)
+            head = head // pools * heads + head % pools
+        tap = self._taps[head % heads]
+        name = f"head {head + 1}" + ("" if tap is None else f" (tap {tap})")
         return name, "pooling" if kind == "pools" else "adapting layer"
 
 
