@@ -57,6 +57,10 @@ def command(
     by: Annotated[
         str | None, option("--by", help="A column; the rows with each of its values are measured too.", panel=DATA)
     ] = None,
+    cost: Annotated[
+        bool,
+        option("--cost/--no-cost", help="Export each kind of model and time its graph.", panel=MEASUREMENT),
+    ] = True,
     jobs: Annotated[
         int, option("--jobs", help="Runs trained side by side, sharing out the threads.", panel=EXECUTION)
     ] = 1,
@@ -88,6 +92,7 @@ def command(
             budget=budget,
             splits=split or (),
             by=by,
+            cost=cost,
             jobs=jobs,
             resume=resume,
             overwrite=overwrite,

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from levi_deploy.compare.inference import BASELINE, export_each, time_graphs
 from levi_deploy.compare.measure import measure
 from levi_deploy.compare.report import write
 from levi_deploy.compare.shared import Progress, Shared, read_test_rows, silent
@@ -40,6 +41,7 @@ def compare(
     budget: int = 3,
     splits: Sequence[str] = (),
     by: str | None = None,
+    cost: bool = True,
     jobs: int = 1,
     resume: bool = False,
     overwrite: bool = False,
@@ -56,12 +58,14 @@ def compare(
         data: a table whose split column tells training, ID validation and test rows apart.
         output: the report's folder.
         config: of the LEVI model; the methods change it.
-        methods: names of ``METHODS``. One that is made of runs of others brings these with it.
+        methods: names of ``METHODS``. One that is made of runs of others brings these with it; the linear probe, which
+            others are measured beside, is always among them.
         seeds: how many, from the configuration's on.
         budget: trials of each method, 1 to 4.
         splits: values of the split column to measure, the in-distribution one first; all that are neither training
             nor validation rows when empty, as the table has them.
         by: a column; the rows with each of its values are measured too.
+        cost: whether one run of each architecture is exported, and the time of its graph is measured.
         jobs: runs that are trained side by side, in processes that share out this one's threads when more than 1.
         resume: go on in a folder with trials of the same table and configuration; more methods, seeds or trials
             may be asked for than before.
@@ -103,6 +107,9 @@ def compare(
         runs = {(trial.method, trial.seed): trial.run for trial in trials if trial.kept and trial.run is not None}
         answers = {key: submit(measure, run) for key, run in runs.items()}
         measured = {key: answer.result() for key, answer in answers.items()}
+        first = {name: runs[name, config.training.seed] for name in chosen}
+        bundles = export_each(first, shared, submit) if cost else {}
+    inference = time_graphs(bundles, first[BASELINE].samples) if cost else None  # when no other job is running
     document = {
         "format_version": 1,
         "data": data.name,
@@ -113,6 +120,7 @@ def compare(
         "jobs": jobs,
         "threads": threads_of(jobs),
         "config": config.to_dict(),
+        "inference": inference,
         "trials": [trial.to_dict() for trial in trials],
     }
     return write(output, document, measured, test)
@@ -128,7 +136,7 @@ def _with_bases(methods: Sequence[str]) -> list[str]:
         raise UsageError(f"`methods` has {unknown[0]!r}; expected some of {', '.join(METHODS)}.")
     if not methods:
         raise UsageError(f"`methods` is empty; expected some of {', '.join(METHODS)}.")
-    wanted = set(methods)
+    wanted = {*methods, BASELINE}
     for name in reversed(METHODS):
         if name in wanted:
             wanted |= set(METHODS[name].on)

@@ -53,6 +53,7 @@ def write(output: Path, document: dict[str, Any], runs: _Runs, test: TestRows) -
             "value": value,
             "trained_parameters": trials[method, seed]["trained_parameters"],
             "training_seconds": sum(trials[method, seed]["seconds"].values()) + trials[method, seed]["base_seconds"],
+            "inference_cost": _inference_cost(document, method),
         }
         for (method, seed), measured in runs.items()
         for split, groups in measured.metrics.items()
@@ -130,6 +131,12 @@ def _differences(runs: _Runs, test: TestRows) -> list[dict[str, Any]]:
         for split, groups in test.groups.items()
         for group, places in groups.items()
     ]
+
+
+def _inference_cost(document: Mapping[str, Any], method: str) -> float | None:
+    """How many times as long as the backbone's own a method's graph takes for one row; None where not measured."""
+    measured = (document["inference"] or {"graphs": {}})["graphs"].get(method)
+    return measured[0]["ratio"] if measured else None
 
 
 def _first_metric(document: Mapping[str, Any]) -> str:

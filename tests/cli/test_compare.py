@@ -15,7 +15,7 @@ def test_the_command(levi, table, config, cache, tmp_path):
     (tmp_path / "levi.toml").write_text(asked.to_toml())
     code, out, err = levi(
         "compare", tmp_path / "levi.toml", table, "-o", tmp_path / "report", "--methods", "linear-probe,levi",
-        "--seeds", "1", "--cache", cache, "--budget", "1",
+        "--seeds", "1", "--cache", cache, "--budget", "1", "--no-cost",
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert re.search(r"^accuracy +ood_test$", out, re.MULTILINE)

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from levi_deploy.compare import compare
+from levi_deploy.compare import compare, inference
 from levi_deploy.compare.report import paired_difference
 from levi_deploy.evaluation import evaluate
 from levi_deploy.methods import jobs
 from levi_deploy.run import Run
 from levi_export import export
-from levi_serving.errors import DivergenceError, UsageError
+from levi_serving import verify
+from levi_serving.errors import DivergenceError, ParityError, UsageError
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +39,10 @@ def asked(config):
 @pytest.fixture(scope="module")
 def report(table, asked, cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparison") / "report"
-    return folder, compare(table, folder, asked, methods=[*ALL, "soup"], seeds=2, budget=2, by="shop", cache=cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "_SECONDS", 0.2)
+        document = compare(table, folder, asked, methods=[*ALL, "soup"], seeds=2, budget=2, by="shop", cache=cache)
+    return folder, document
 
 
 def test_every_method_has_the_same_trials_and_the_best_on_id_validation_counts(report):
@@ -116,6 +120,38 @@ def test_what_is_made_of_runs_names_them_and_counts_their_cost_once(report):
         assert record["best_epoch"] == record["epochs"] == 0
 
 
+def test_what_a_graph_costs_is_measured_beside_the_backbones(report):
+    """One bundle of each architecture; the linear probe's is the backbone, so its ratio is 1."""
+    folder, document = report
+    costs, probe = document["inference"], document["inference"]["graphs"]["linear-probe"]
+    assert costs["errors"] == {}
+    assert set(costs["graphs"]) == {*ALL, "soup"}
+    assert [(one["batch_size"], one["ratio"], one["low"], one["high"]) for one in probe] == [(1, 1, 1, 1), (8, 1, 1, 1)]
+    for method in ("fine-tune", "lp-ft", "wise-ft", "soup"):
+        assert costs["graphs"][method] == probe, "built alike, measured once"
+    for method in ("scratch", "levi"):
+        for one in costs["graphs"][method]:
+            assert one["low"] <= one["ratio"] <= one["high"]
+            assert one["ratio"] == pytest.approx(one["ms"] / probe[one["batch_size"] > 1]["ms"], rel=0.5)
+    assert costs["graphs"]["levi"] == costs["graphs"]["levi-on-fine-tuned"] != probe
+    bundles = [path.parent for path in folder.glob("bundles/*/*/levi.json")]
+    assert sorted(bundle.parent.name for bundle in bundles) == ["levi", "linear-probe", "scratch"]
+    for bundle in bundles:
+        verify(bundle)
+    for record in document["results"]:
+        assert record["inference_cost"] == costs["graphs"][record["method"]][0]["ratio"]
+
+
+def test_a_method_that_cannot_be_exported_is_said(report, monkeypatch):
+    folder, _ = report
+    said = ParityError("The graph does not answer as the model does.")
+    probe = next(path.parent for path in folder.glob("bundles/linear-probe/*/levi.json"))
+    monkeypatch.setattr(inference, "_SECONDS", 0.05)
+    found = inference.time_graphs({"levi": said, "linear-probe": probe}, [{"text": "a good lamp"}] * 8)
+    assert list(found["graphs"]) == ["linear-probe"]
+    assert found["errors"] == {"levi": str(said)}
+
+
 def test_the_report_needs_nothing_else(report):
     folder, document = report
     html, text = (folder / "index.html").read_text(), (folder / "report.md").read_text()
@@ -147,7 +183,7 @@ def test_nothing_finished_is_trained_again(report, table, asked, cache, tmp_path
     monkeypatch.setattr(jobs, "train", counted)
 
     def ask(**changes):
-        given = {"methods": ["linear-probe", "levi"], "seeds": 1, "budget": 1, "cache": cache} | changes
+        given = {"methods": ["linear-probe", "levi"], "seeds": 1, "budget": 1, "cost": False, "cache": cache} | changes
         trained.clear()
         return compare(table, folder, asked, **given)
 
@@ -165,6 +201,7 @@ def test_nothing_finished_is_trained_again(report, table, asked, cache, tmp_path
     document = ask(resume=True, budget=2, methods=["linear-probe"])
     assert trained == ["linear-probe/0.003-0"]
     assert {trial["method"] for trial in document["trials"]} == {"linear-probe"}
+    assert document["inference"] is None
     other = replace(asked, training=replace(asked.training, epochs=3))
     with pytest.raises(UsageError, match="had another training"):
         compare(table, folder, other, methods=["linear-probe"], seeds=1, budget=1, resume=True, cache=cache)
@@ -173,7 +210,7 @@ def test_nothing_finished_is_trained_again(report, table, asked, cache, tmp_path
 def test_a_method_is_trained_again_where_what_it_is_built_on_has_changed(table, asked, cache, tmp_path, monkeypatch):
     """With a second trial full fine-tuning has another best rate: LEVI on the former backbone does not count for it."""
     slow = replace(asked, training=replace(asked.training, fine_tune_rate=1e-5))
-    given = {"methods": ["levi-on-fine-tuned"], "seeds": 1, "cache": cache}
+    given = {"methods": ["levi-on-fine-tuned"], "seeds": 1, "cost": False, "cache": cache}
     bases = []
     for budget in (1, 3):
         document = compare(table, tmp_path / "report", slow, budget=budget, resume=budget > 1, **given)
@@ -192,7 +229,8 @@ def test_trials_side_by_side_go_on_after_a_kill(report, table, asked, cache, tmp
     folder, methods = tmp_path / "report", ["linear-probe", "scratch", "no-branch"]
     (tmp_path / "levi.toml").write_text(asked.to_toml())
     command = [sys.executable, "-m", "levi_deploy", "compare", tmp_path / "levi.toml", table, "-o", folder]
-    options = ["--methods", ",".join(methods), "--seeds", "2", "--budget", "2", "--jobs", "2", "--cache", cache]
+    options = ["--methods", ",".join(methods), "--seeds", "2", "--budget", "2", "--jobs", "2", "--no-cost"]
+    options += ["--cache", cache]
     whole = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL)
     try:
         finished = until(lambda: list(folder.glob("runs/*/*/run.json")), while_=lambda: whole.poll() is None)
@@ -203,7 +241,17 @@ def test_trials_side_by_side_go_on_after_a_kill(report, table, asked, cache, tmp
     assert until(lambda: not any(running(child) for child in children)), "nothing goes on behind it"
     before = {path: path.stat().st_mtime_ns for path in finished}
     document = compare(
-        table, folder, asked, methods=methods, seeds=2, budget=2, by="shop", jobs=2, cache=cache, resume=True
+        table,
+        folder,
+        asked,
+        methods=methods,
+        seeds=2,
+        budget=2,
+        by="shop",
+        cost=False,
+        jobs=2,
+        cache=cache,
+        resume=True,
     )
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (document["jobs"], document["threads"]) == (2, max(1, torch.get_num_threads() // 2))
@@ -251,14 +299,16 @@ def test_what_diverges_is_said_and_not_chosen(table, asked, cache, tmp_path, mon
 
     monkeypatch.setattr(jobs, "train", fragile)
     limit = 2e-3
-    document = compare(table, tmp_path / "a", asked, methods=["linear-probe"], seeds=1, budget=2, cache=cache)
+    document = compare(
+        table, tmp_path / "a", asked, methods=["linear-probe"], seeds=1, budget=2, cost=False, cache=cache
+    )
     assert [(t["choice"]["learning_rate"], t["kept"], t["diverged"]) for t in document["trials"]] == [
         (1e-3, True, False), (3e-3, False, True),
     ]  # fmt: skip
     assert "| 0.003 | diverged | no |" in (tmp_path / "a" / "report.md").read_text()
     limit = 1e-4
     with pytest.raises(DivergenceError, match=r"Every trial of 'linear-probe' diverged: 0.001, 0.003\. Lower"):
-        compare(table, tmp_path / "b", asked, methods=["linear-probe"], seeds=1, budget=2, cache=cache)
+        compare(table, tmp_path / "b", asked, methods=["linear-probe"], seeds=1, budget=2, cost=False, cache=cache)
 
 
 def test_the_interval_is_that_of_paired_rows():

@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 CIRCLE = "No package has a circle"
 SERVING, DEPLOY = "Serving is in layers", "Training and evaluation are in layers"
 NO_TORCH_IN_SERVING = "Serving knows neither torch nor the other packages"
-COMMAND = "Only the command and the demo know export, onnxruntime or typer"
+COMMAND = "Only the command, the demo and the comparison know export, onnxruntime or typer"
 METRICS = "Training and export know of evaluation the metrics alone"
-EXPORT = "Export knows neither the command, the demo, methods nor training"
+EXPORT = "Export knows neither the command, the demo, the comparison, methods nor training"
 NO_TORCH = "Configurations, identities, data and evaluation know no torch"
 PLANTED = [
     ("levi_serving.files.predict", "levi_serving.bench.stats", SERVING),
@@ -52,6 +52,7 @@ PLANTED = [
     ("levi_deploy.training.fit", "levi_deploy.evaluation.evaluate", METRICS),
     ("levi_export.golden", "levi_deploy.evaluation.signals", METRICS),
     ("levi_export.pipeline", "levi_deploy.cli.options", EXPORT),
+    ("levi_export.pipeline", "levi_deploy.compare.shared", EXPORT),
     ("levi_export.pipeline", "levi_deploy.methods.probes", EXPORT),
     ("levi_export.pipeline", "levi_deploy.training.fit", EXPORT),
     ("levi_deploy.config", "torch", NO_TORCH),
