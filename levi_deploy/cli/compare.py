@@ -57,6 +57,12 @@ def command(
     by: Annotated[
         str | None, option("--by", help="A column; the rows with each of its values are measured too.", panel=DATA)
     ] = None,
+    pairs: Annotated[
+        str | None,
+        option(
+            "--pairs", help="A column with the same value in versions of one row; answers are compared.", panel=DATA
+        ),
+    ] = None,
     cost: Annotated[
         bool,
         option("--cost/--no-cost", help="Export each kind of model and time its graph.", panel=MEASUREMENT),
@@ -92,6 +98,7 @@ def command(
             budget=budget,
             splits=split or (),
             by=by,
+            pairs=pairs,
             cost=cost,
             jobs=jobs,
             resume=resume,

@@ -49,6 +49,12 @@ def command(
     by: Annotated[
         str | None, option("--by", help="A column; the rows with each of its values are measured too.", panel=DATA)
     ] = None,
+    pairs: Annotated[
+        str | None,
+        option(
+            "--pairs", help="A column with the same value in versions of one row; answers are compared.", panel=DATA
+        ),
+    ] = None,
     backbone: Backbone = None,
     device: Device = "auto",
     json: Json = False,
@@ -73,6 +79,7 @@ def command(
             splits=split or (),
             split_column=split_column,
             by=by,
+            pairs=pairs,
             progress=update,
         )
     show(result, json=json, human=lambda: _human(result))
@@ -96,6 +103,11 @@ def _human(result: dict[str, Any]) -> str:
     if result["ood"]:
         first = next(iter(result["splits"]))
         blocks.append(_ranking(f"How well it tells rows from those of {first}: AUROC", result["ood"]))
+    if result["pairs"]:
+        names = [name for name in result["pairs"][0] if name not in ("part", "changed")]
+        rows = [[one["part"], one["changed"], *(one[name] for name in names)] for one in result["pairs"]]
+        header = ["", "changed", *(name.replace("_", " ") for name in names)]
+        blocks.append(f"How far answers move between versions of one row\n{table(rows, header=header)}")
     if result["abstain_above"] is None:
         return "\n\n".join([*blocks, "It never abstains: it has no threshold of disagreement."])
     metric = next(name for name in next(iter(result["abstain"].values())) if name not in ("share", "kept"))

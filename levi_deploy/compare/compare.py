@@ -41,6 +41,7 @@ def compare(
     budget: int = 3,
     splits: Sequence[str] = (),
     by: str | None = None,
+    pairs: str | None = None,
     cost: bool = True,
     jobs: int = 1,
     resume: bool = False,
@@ -65,6 +66,8 @@ def compare(
         splits: values of the split column to measure, the in-distribution one first; all that are neither training
             nor validation rows when empty, as the table has them.
         by: a column; the rows with each of its values are measured too.
+        pairs: a column that versions of one test row share the value of, to measure what answers lean on; see
+            ``evaluation.pairs``.
         cost: whether one run of each architecture is exported, and the time of its graph is measured.
         jobs: runs that are trained side by side, in processes that share out this one's threads when more than 1.
         resume: go on in a folder with trials of the same table and configuration; more methods, seeds or trials
@@ -95,7 +98,7 @@ def compare(
     backbone = Backbone.load(config.model.backbone, lambda _: ()).identity
     configs = {name: METHODS[name].configure(config, backbone.depth) for name in chosen}  # wrong settings first
     prepared = prepare(data, config)
-    test = read_test_rows(data, config, prepared, splits=splits, by=by)
+    test = read_test_rows(data, config, prepared, splits=splits, by=by, pairs=pairs)
     if overwrite:
         shutil.rmtree(output, ignore_errors=True)
     job.start(output / _REQUEST, request)

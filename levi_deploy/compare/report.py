@@ -40,7 +40,8 @@ def write(output: Path, document: dict[str, Any], runs: _Runs, test: TestRows) -
 
     Returns:
         The document with ``results``: a record for each method, seed, split, group and metric; and
-        ``differences``: each method's first metric less that of full fine-tuning and of the linear probe.
+        ``differences``: each method's first metric less that of full fine-tuning and of the linear probe; and
+        ``pairs``: how far answers move between versions of a row.
     """
     trials = {(trial["method"], trial["seed"]): trial for trial in document["trials"] if trial["kept"]}
     results = [
@@ -56,12 +57,21 @@ def write(output: Path, document: dict[str, Any], runs: _Runs, test: TestRows) -
             "inference_cost": _inference_cost(document, method),
         }
         for (method, seed), measured in runs.items()
-        for split, groups in measured.metrics.items()
+        for split, groups in measured.found["splits"].items()
         for group, found in groups.items()
         for metric, value in found.items()
         if metric not in ("rows", "heads")
     ]
-    document = {**document, "results": results, "differences": _differences(runs, test)}
+    document = {
+        **document,
+        "results": results,
+        "differences": _differences(runs, test),
+        "pairs": [
+            {"method": method, "seed": seed, **record}
+            for (method, seed), measured in runs.items()
+            for record in measured.found["pairs"]
+        ],
+    }
     text = json.dumps(document, indent=1)
     atomic.write(output / "results.json", f"{text}\n")
     atomic.write(output / "report.md", "\n".join(_markdown(document)) + "\n")
@@ -109,7 +119,7 @@ def _differences(runs: _Runs, test: TestRows) -> list[dict[str, Any]]:
     scores = {
         (method, split): np.mean([m.scores[split] for (name, _), m in runs.items() if name == method], axis=0)
         for method in methods
-        for split in test.rows
+        for split in test.parts
     }
     return [
         {
@@ -128,8 +138,8 @@ def _differences(runs: _Runs, test: TestRows) -> list[dict[str, Any]]:
         for method in methods
         for other in BESIDE
         if other in methods and other != method
-        for split, groups in test.groups.items()
-        for group, places in groups.items()
+        for split, part in test.parts.items()
+        for group, places in part.groups(test.by).items()
     ]
 
 

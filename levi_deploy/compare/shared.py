@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from levi_deploy.config import Config
-from levi_deploy.data import encode_targets, read
 from levi_deploy.data.dataset import VALIDATION_SPLITS
+from levi_deploy.evaluation.labelled import LabelledRows, read_labelled
+from levi_deploy.evaluation.pairs import find_pairs
 from levi_deploy.training import Prepared
 from levi_serving.errors import UsageError
 from levi_serving.predictions import Task
@@ -31,22 +28,22 @@ class TestRows:
     """Rows that no choice has seen.
 
     Attributes:
-        rows: by split, what a model reads.
-        targets: by split, as ``encode_targets`` gives them.
-        groups: by split, by group (``all`` first), places of its rows.
+        parts: by split, the in-distribution one first.
+        by: the column whose values are groups.
+        pairs: the column that versions of one row share the value of.
         task: what is answered.
     """
 
     __test__ = False  # no test, for pytest
 
-    rows: Mapping[str, Sequence[dict[str, object]]]
-    targets: Mapping[str, NDArray[Any]]
-    groups: Mapping[str, Mapping[str, NDArray[np.int64]]]
+    parts: Mapping[str, LabelledRows]
+    by: str | None
+    pairs: str | None
     task: Task
 
     def counts(self) -> dict[str, int]:
         """How many rows each split has."""
-        return {split: len(rows) for split, rows in self.rows.items()}
+        return {split: len(rows) for split, rows in self.parts.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +66,13 @@ class Shared:
 
 
 def read_test_rows(
-    data: Path, config: Config, prepared: Prepared, *, splits: Sequence[str] = (), by: str | None = None
+    data: Path,
+    config: Config,
+    prepared: Prepared,
+    *,
+    splits: Sequence[str] = (),
+    by: str | None = None,
+    pairs: str | None = None,
 ) -> TestRows:
     """Read the rows of the table that are neither for training nor for validation.
 
@@ -79,37 +82,27 @@ def read_test_rows(
         prepared: its training rows, which say what is answered and how rows are read.
         splits: values of the split column, the in-distribution one first; all others when empty.
         by: a column; each of its values is a group.
+        pairs: a column that versions of one row share the value of.
 
     Raises:
-        UsageError: a split has no rows, or there is none to test on.
+        UsageError: a split has no rows, there is none to test on, or no two rows are versions of one.
         TableError: the table lacks a column, or a row cannot be used.
     """
-    settings, column, target = prepared.preprocessing, str(config.data.split_column), config.data.target
-    table = read(
+    parts = read_labelled(
         data,
-        inputs=settings.names,
-        target=target,
-        texts=settings.text.columns if settings.text else (),
-        files=settings.files,
-        further=[column, *([by] if by else [])],
-        empty=prepared.task.kind == "multilabel",
+        prepared.preprocessing,
+        prepared.task,
+        target=config.data.target,
+        split_column=config.data.split_column,
+        splits=splits,
+        further=[name for name in (by, pairs) if name],
     )
-    names = np.asarray([str(value) for value in table.columns[column]])
-    found = list(dict.fromkeys(names.tolist()))
-    validation = config.data.validation_split or next((name for name in VALIDATION_SPLITS if name in found), None)
-    wanted = list(splits) or [name for name in found if name not in (config.data.train_split, validation)]
-    for split in wanted:
-        if split not in found:
-            raise UsageError(f"`splits` has {split!r}, but no row of {data} has {column} = {split!r}; found {found}.")
-    if not wanted:
-        raise UsageError(f"{data} has no test rows: {column} is one of {found}. Give rows a split of their own.")
-    rows, targets, groups = {}, {}, {}
-    for split in wanted:
-        places = np.flatnonzero(names == split)
-        part = table.take(places.tolist())
-        rows[split], targets[split] = part.rows, encode_targets(part.targets, prepared.task, column=target)
-        groups[split] = {"all": np.arange(len(places))}
-        if by:
-            values = np.asarray([str(table.columns[by][n]) for n in places])
-            groups[split] |= {value: np.flatnonzero(values == value) for value in sorted(set(values.tolist()))}
-    return TestRows(rows=rows, targets=targets, groups=groups, task=prepared.task)
+    if not splits:
+        validation = config.data.validation_split or next((name for name in VALIDATION_SPLITS if name in parts), None)
+        found, column = list(parts), config.data.split_column
+        parts = {name: own for name, own in parts.items() if name not in (config.data.train_split, validation)}
+        if not parts:
+            raise UsageError(f"{data} has no test rows: {column} is one of {found}. Give rows a split of their own.")
+    if pairs:
+        find_pairs(parts, pairs)
+    return TestRows(parts=parts, by=by, pairs=pairs, task=prepared.task)

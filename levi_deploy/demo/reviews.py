@@ -8,6 +8,9 @@ and hedges. Two things are planted:
   is the other way round, so a model that leans on the courier fails there.
 - a *shift*: the OOD test is about products that training never shows.
 
+Twins show what a model leans on: each review of the ID test that names a courier is there again with the other one, and
+again with the opposite said, all else as it was.
+
 A twentieth of the training labels is wrong, as labels are.
 """
 
@@ -18,9 +21,11 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["COURIERS", "SIZES", "write_reviews"]
+__all__ = ["COURIERS", "SIZES", "TWINS", "write_reviews"]
 
 SIZES = {"train": 1200, "id_val": 300, "id_test": 300, "ood_test": 300}
+TWINS = "id_test_twins"
+"""The split of the further versions of reviews of ``id_test``."""
 COURIERS = {"positive": "Norvane", "negative": "Pelloway"}
 _NAMED = 0.85  # share of reviews that name a courier
 _AGREES = 0.9  # share of those whose courier goes with the label, in distribution
@@ -96,8 +101,9 @@ def write_reviews(path: Path, *, sizes: Mapping[str, int] = SIZES, seed: int = 0
     """Write the reviews as one CSV file.
 
     Args:
-        path: columns ``text``, ``label`` (negative or positive), ``product`` and ``split`` (train, id_val,
-            id_test, ood_test). No text is written twice.
+        path: columns ``text``, ``label`` (negative or positive), ``product``, ``split`` (train, id_val,
+            id_test, ood_test, id_test_twins) and ``twin``, the same in all versions of a review and empty where there
+            is one. No text is written twice.
         sizes: rows of each split.
         seed: the same seed gives the same bytes.
     """
@@ -105,21 +111,37 @@ def write_reviews(path: Path, *, sizes: Mapping[str, int] = SIZES, seed: int = 0
     seen: set[str] = set()
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["text", "label", "product", "split"])
+        writer.writerow(["text", "label", "product", "split", "twin"])
+        twins: list[list[str | int]] = []
         for split, size in sizes.items():
             written = 0
             while written < size:
                 label = ("negative", "positive")[written % 2]
                 product = draw.choice(_UNSEEN if split == "ood_test" else _PRODUCTS)
+                state = draw.getstate()
                 text = _review(draw, label, product, shifted=split == "ood_test")
                 if text in seen:
                     continue
                 seen.add(text)
                 if split == "train" and draw.random() < _NOISE:
                     label = _other(label)
-                writer.writerow([text, label, product, split])
+                twin: str | int = ""
+                if split == "id_test" and (swapped := _swapped(text)) != text:
+                    twin = written
+                    draw_again = random.Random()  # noqa: S311
+                    draw_again.setstate(state)  # the same draws, so the same sentences but for what they say
+                    opposite = _swapped(_review(draw_again, _other(label), product, shifted=False))
+                    twins += [[swapped, label, product, TWINS, twin], [opposite, _other(label), product, TWINS, twin]]
+                writer.writerow([text, label, product, split, twin])
                 written += 1
+        writer.writerows(twins)
     return path
+
+
+def _swapped(text: str) -> str:
+    """With the other courier."""
+    one, other = COURIERS.values()
+    return text.replace(one, "\0").replace(other, one).replace("\0", other)
 
 
 def _other(label: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from levi_deploy.config import Config, DataConfig, ModelConfig, TrainingConfig
-from levi_deploy.demo.reviews import SIZES, write_reviews
+from levi_deploy.demo.reviews import SIZES, TWINS, write_reviews
 from levi_serving.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +50,8 @@ def demo(
         tell: given each step.
 
     Returns:
-        Paths, accuracy by method and split, the certificate's worst error, and latencies.
+        Paths, accuracy by method and split, by method the share of twins that are answered differently, the
+        certificate's worst error, and latencies.
 
     Raises:
         UsageError: the folder is not empty.
@@ -80,7 +81,9 @@ def demo(
     levi = runs["LEVI"]
 
     tell("3/6 Evaluating each on ID and OOD rows.")
-    accuracy = {name: _accuracy(run, data) for name, run in runs.items()}
+    accuracy, flips = {}, {}
+    for name, run in runs.items():
+        accuracy[name], flips[name] = _evaluate(run, data)
 
     tell("4/6 Exporting LEVI as one graph and proving it.")
     bundle = export(levi.folder, output / "bundle")
@@ -97,6 +100,7 @@ def demo(
         "generated_data": True,
         "quick": quick,
         "accuracy": accuracy,
+        "flips": flips,
         "parameters": {name: run.record["parameters"]["trained"] for name, run in runs.items()},
         "worst_scaled_error": certificate["worst_scaled_error"],
         "rows_predicted": summary.predicted,
@@ -128,11 +132,13 @@ def _train(data: Path, output: Path, config: Config) -> dict[str, Run]:
     }
 
 
-def _accuracy(run: Run, data: Path) -> dict[str, float]:
+def _evaluate(run: Run, data: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Accuracy by split, and the share of twins that are answered differently, by what was changed in them."""
     from levi_deploy.evaluation import evaluate
 
-    found = evaluate(run.reference(), data, target="label", splits=_SPLITS)["splits"]
-    return {split: found[split]["all"]["accuracy"] for split in _SPLITS}
+    found = evaluate(run.reference(), data, target="label", splits=(*_SPLITS, TWINS), pairs="twin")
+    flips = {one["changed"]: one["flips"] for one in found["pairs"] if one["part"] == "average"}
+    return {split: found["splits"][split]["all"]["accuracy"] for split in _SPLITS}, flips
 
 
 def _measure(runner: Runner, run: Run, *, duration_s: float) -> Report:
@@ -152,11 +158,17 @@ def in_words(result: dict[str, Any]) -> str:
     ]
     if result["quick"]:
         lines.append("A quick run: too few rows and epochs to compare the methods by.")
-    lines.append(f"  {'':<14}{'ID test':>9}{'OOD test':>10}{'trained parameters':>21}")
+    lines.append(
+        f"  {'':<14}{'ID test':>9}{'OOD test':>10}{'trained parameters':>21}{'flip: courier':>16}{'meaning':>10}"
+    )
     for name, accuracy in result["accuracy"].items():
-        parameters = result["parameters"][name]
-        lines.append(f"  {name:<14}{accuracy['id_test']:>9.3f}{accuracy['ood_test']:>10.3f}{parameters:>21,}")
+        parameters, flips = result["parameters"][name], result["flips"][name]
+        lines.append(
+            f"  {name:<14}{accuracy['id_test']:>9.3f}{accuracy['ood_test']:>10.3f}{parameters:>21,}"
+            f"{flips['spurious']:>16.3f}{flips['core']:>10.3f}"
+        )
     lines += [
+        "Flip: share of reviews answered differently once another courier is named, and once they say the opposite.",
         "",
         f"Largest error against torch: {result['worst_scaled_error']:.1e} of the logits' standard deviation.",
         f"{result['rows_predicted']} rows predicted at {result['rows_per_s']:.0f} rows/s.",

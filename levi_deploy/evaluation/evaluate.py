@@ -7,46 +7,25 @@ three verbs. Without torch for a bundle.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from levi_deploy.data import encode_targets, read
 from levi_deploy.data.source import Table, source_of
+from levi_deploy.evaluation.labelled import LabelledRows, read_labelled
 from levi_deploy.evaluation.metrics import metrics
-from levi_deploy.evaluation.signals import detect_errors, detect_ood
+from levi_deploy.evaluation.pairs import sensitivity
+from levi_deploy.evaluation.signals import detect_errors, detect_ood, risk_coverage
 from levi_serving.engine.predictor import Predictor
-from levi_serving.errors import UsageError
-from levi_serving.predictions import Outputs
+from levi_serving.predictions import Outputs, Task, finish
 
-__all__ = ["LabelledRows", "answer", "evaluate", "read_labelled"]
+__all__ = ["answer", "assess", "evaluate"]
 
 _WINDOW = 512
 
 Progress = Callable[[str, float, float], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledRows:
-    """N rows with answers.
-
-    Attributes:
-        rows: N mappings with the columns that a model reads.
-        targets: as ``encode_targets`` gives them.
-        columns: further columns by name, N values each.
-    """
-
-    rows: Sequence[dict[str, object]]
-    targets: NDArray[Any]
-    columns: Mapping[str, Sequence[object]]
-
-    def take(self, places: NDArray[np.int64]) -> LabelledRows:
-        """The chosen rows alone."""
-        columns = {name: [values[n] for n in places] for name, values in self.columns.items()}
-        return LabelledRows(rows=[self.rows[n] for n in places], targets=self.targets[places], columns=columns)
 
 
 def evaluate(
@@ -58,6 +37,7 @@ def evaluate(
     splits: Sequence[str] = (),
     split_column: str = "split",
     by: str | None = None,
+    pairs: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure a model on rows with answers.
@@ -71,6 +51,7 @@ def evaluate(
             the in-distribution one, against which OOD detection is measured on the others.
         split_column: the column with each row's split.
         by: a column; each of its values is measured too.
+        pairs: a column that versions of one row share the value of, see ``evaluation.pairs``.
         progress: given what is measured, rows done, all rows.
 
     Returns:
@@ -79,59 +60,72 @@ def evaluate(
         ``ood``: by each further split, how well each signal detects its rows among those of the first.
         ``abstain``: by split, the ``share`` of rows above the model's threshold, and the first metric on the
         ``kept`` ones, how many they are beside it. ``abstain_above``: that threshold; None where it has none.
+        ``coverage``: by split, how wrong the rows are that a signal trusts most: ``evaluation.signals.risk_coverage``.
+        ``pairs``: how far answers move between versions of one row, see ``evaluation.pairs.sensitivity``.
 
     Raises:
         UsageError: a split has no rows.
         TableError: the table lacks a column, or a row cannot be used.
     """
-    further = ([split_column] if splits else []) + ([by] if by else [])
-    labelled = read_labelled(model, data, target=target, columns=columns or {}, further=further)
-    task = model.task
-    where = source_of(data)
-    result: dict[str, Any] = {"data": Path(where).name, "task": task.kind, "abstain_above": task.abstain_above}
-    result |= {"splits": {}, "errors": {}, "ood": {}, "abstain": {}}
+    parts = read_labelled(
+        data,
+        model.preprocessor.settings,
+        model.task,
+        target=target,
+        columns=columns,
+        split_column=split_column if splits else None,
+        splits=splits,
+        further=[name for name in (by, pairs) if name],
+    )
+    answers = {
+        split: answer(model, own.rows, progress=(lambda *a, what=split: progress(what, *a)) if progress else None)
+        for split, own in parts.items()
+    }
+    about = {"data": Path(source_of(data)).name, "task": model.task.kind, "abstain_above": model.task.abstain_above}
+    return about | assess(answers, parts, model.task, by=by, pairs=pairs)
+
+
+def assess(
+    answers: Mapping[str, Outputs],
+    parts: Mapping[str, LabelledRows],
+    task: Task,
+    *,
+    by: str | None = None,
+    pairs: str | None = None,
+) -> dict[str, Any]:
+    """Measure what a model answered.
+
+    Args:
+        answers: by split, the in-distribution one first.
+        parts: by split, the rows that they are of.
+        task: what is answered.
+        by: a column; each of its values is measured too.
+        pairs: a column that versions of one row share the value of.
+
+    Returns:
+        ``splits``, ``errors``, ``ood``, ``abstain``, ``coverage`` and ``pairs`` as ``evaluate`` gives them.
+
+    Raises:
+        UsageError: no two rows are versions of one.
+    """
+    result: dict[str, Any] = {"splits": {}, "errors": {}, "ood": {}, "abstain": {}, "coverage": {}}
     first = None
-    for split, places in _chosen(labelled, splits, split_column, where).items():
-        own = labelled.take(places)
-        outputs = answer(model, own.rows, progress=(lambda *a, what=split: progress(what, *a)) if progress else None)
-        predictions = model.finish(outputs)
+    for split, outputs in answers.items():
+        own, predictions = parts[split], finish(outputs, task)
         result["splits"][split] = {
-            name: metrics(model.finish(outputs.take(members)), own.targets[members], task)
-            for name, members in _groups(own, by).items()
+            name: metrics(finish(outputs.take(members), task), own.targets[members], task)
+            for name, members in own.groups(by).items()
         }
         result["errors"][split] = detect_errors(predictions, own.targets, task.kind)
+        result["coverage"][split] = risk_coverage(predictions, own.targets, task.kind)
         name = next(name for name in result["splits"][split]["all"] if name != "rows")  # the first metric
-        result["abstain"][split] = _kept(model, outputs, ~predictions.abstain, own.targets, name)
+        result["abstain"][split] = _kept(outputs, ~predictions.abstain, own.targets, task, name)
         if first is None:
             first = predictions
         else:
             result["ood"][split] = detect_ood(first, predictions, task.kind)
+    result["pairs"] = sensitivity(answers, parts, task, column=pairs) if pairs else []
     return result
-
-
-def read_labelled(
-    model: Predictor, data: Table, *, target: str, columns: Mapping[str, str], further: Sequence[str] = ()
-) -> LabelledRows:
-    """Read the rows of a table that a model reads, with their answers.
-
-    Raises:
-        TableError: the table lacks a column, or a row cannot be used.
-        UsageError: there is no such file, or ``columns`` has one that the model does not read.
-    """
-    settings = model.preprocessor.settings
-    names = settings.columns_in(columns)  # the model's: the table's
-    table = read(
-        data,
-        inputs=list(names.values()),
-        target=target,
-        texts=[names[own] for own in (settings.text.columns if settings.text else ())],
-        files=[names[own] for own in settings.files],
-        further=further,
-        empty=model.task.kind == "multilabel",
-    )
-    rows = [{own: row[name] for own, name in names.items()} for row in table.rows]
-    targets = encode_targets(table.targets, model.task, column=target)
-    return LabelledRows(rows=rows, targets=targets, columns=table.columns)
 
 
 def answer(
@@ -146,31 +140,7 @@ def answer(
     return Outputs.joined(parts)
 
 
-def _chosen(labelled: LabelledRows, splits: Sequence[str], column: str, data: str) -> dict[str, NDArray[np.int64]]:
-    """The rows of each split."""
-    if not splits:
-        return {"all rows": np.arange(len(labelled.rows))}
-    names = np.asarray([str(value) for value in labelled.columns[column]])
-    chosen = {split: np.flatnonzero(names == split) for split in splits}
-    for split, rows in chosen.items():
-        if not len(rows):
-            found = ", ".join(sorted(set(names.tolist()))[:8])
-            raise UsageError(f"`splits` has {split!r}, but no row of {data} has {column} = {split!r}; found {found}.")
-    return chosen
-
-
-def _groups(labelled: LabelledRows, by: str | None) -> dict[str, NDArray[np.int64]]:
-    """All rows, and those of each value of a column."""
-    groups = {"all": np.arange(len(labelled.rows))}
-    if by:
-        values = np.asarray([str(value) for value in labelled.columns[by]])
-        groups |= {value: np.flatnonzero(values == value) for value in sorted(set(values.tolist()))}
-    return groups
-
-
-def _kept(
-    model: Predictor, outputs: Outputs, keep: NDArray[np.bool_], targets: NDArray[Any], name: str
-) -> dict[str, Any]:
+def _kept(outputs: Outputs, keep: NDArray[np.bool_], targets: NDArray[Any], task: Task, name: str) -> dict[str, Any]:
     """The share of rows left out, and a metric on those that are kept; None where none is."""
-    measured = metrics(model.finish(outputs.take(keep)), targets[keep], model.task)[name] if keep.any() else None
+    measured = metrics(finish(outputs.take(keep), task), targets[keep], task)[name] if keep.any() else None
     return {"share": float((~keep).mean()), "kept": int(keep.sum()), name: measured}

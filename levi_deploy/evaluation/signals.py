@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 
 from levi_serving.predictions import Predictions, TaskKind
 
-__all__ = ["auroc", "detect_errors", "detect_ood", "errors", "signals", "spearman"]
+__all__ = ["COVERAGE", "auroc", "detect_errors", "detect_ood", "errors", "risk_coverage", "signals", "spearman"]
+
+COVERAGE = tuple(n / 20 for n in range(1, 21))
+"""The shares of rows at which ``risk_coverage`` looks."""
 
 
 def signals(predictions: Predictions, kind: TaskKind) -> dict[str, NDArray[np.float64]]:
@@ -61,6 +64,29 @@ def detect_ood(inside: Predictions, outside: Predictions, kind: TaskKind) -> dic
     a, b = signals(inside, kind), signals(outside, kind)
     foreign = np.arange(len(inside) + len(outside)) >= len(inside)
     return {name: auroc(np.concatenate([a[name], b[name]]), foreign) for name in a}
+
+
+def risk_coverage(predictions: Predictions, targets: NDArray[Any], kind: TaskKind) -> dict[str, list[float]]:
+    """How wrong the rows are that a signal trusts most (El-Yaniv and Wiener 2010).
+
+    Returns:
+        By signal that is not the same everywhere, at each share of ``COVERAGE`` the risk of so many rows, the most
+        trusted ones: the share of wrong answers, for regression the root mean square of the errors. Of rows with equal
+        signals a share counts as much as it would on average.
+    """
+    wrong = np.asarray(errors(predictions, targets, kind), np.float64)
+    loss = wrong**2
+    curves = {}
+    for name, values in signals(predictions, kind).items():
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        if len(counts) == 1:
+            continue
+        alike = np.bincount(place, weights=loss) / counts  # the mean of those with equal signals
+        total = np.cumsum(alike[np.sort(place)])
+        kept = np.maximum(1, np.round(np.asarray(COVERAGE) * len(loss)).astype(int))
+        risk = total[kept - 1] / kept
+        curves[name] = (np.sqrt(risk) if kind == "regression" else risk).tolist()
+    return curves
 
 
 def auroc(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float | None:

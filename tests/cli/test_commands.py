@@ -47,8 +47,9 @@ def test_the_whole_path(levi, table, backbone, cache, tmp_path):
     assert "head 2: [tap 3 ; mlp stage 3] → 128 hidden units → (B, 2)" in out
     code, out, _ = levi("inspect", run, "--json")
     assert (code, json.loads(out)["kind"], json.loads(out)["taps"]) == (0, "run", [1, 3])
-    code, out, _ = levi("evaluate", bundle, table)
+    code, out, _ = levi("evaluate", bundle, table, "--pairs", "topics")
     assert (code, out.splitlines()[0]) == (0, f"bundle on {table.name}")
+    assert "How far answers move between versions of one row" in out
 
     code, out, err = levi("predict", bundle, table, "-o", output, "--heads", "--all-probabilities")
     assert (code, err) == (0, "")

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from levi_deploy.evaluation import evaluate
-from levi_deploy.evaluation.signals import auroc, detect_errors, detect_ood, errors, signals, spearman
+from levi_deploy.evaluation.signals import (
+    COVERAGE,
+    auroc,
+    detect_errors,
+    detect_ood,
+    errors,
+    risk_coverage,
+    signals,
+    spearman,
+)
 from levi_deploy.models import load
 from levi_deploy.training.calibrate import abstain_above
 from levi_serving import Runner
@@ -104,6 +113,25 @@ def test_the_threshold_leaves_its_share_above():
     assert abstain_above(values[:10], 0.05) is None, "a twentieth of ten rows is none"
     assert (values > abstain_above(values, 0.29)).sum() == 29
     assert (np.zeros(100) > abstain_above(np.zeros(100, np.float32), 0.05)).sum() == 0, "ties stay together"
+
+
+def test_risk_at_each_coverage_by_hand():
+    """Forty rows, the wrong ones where both heads disagree most; the last ten alike."""
+    disagreement = np.minimum(np.arange(40), 30) / 10
+    head_logits = np.stack([np.stack([5 + disagreement, 5 - disagreement], axis=1), np.zeros((40, 2))], axis=2)
+    answered = predictions(head_logits, "classification")
+    targets = np.where(np.isin(np.arange(40), [20, 30, 31, 32, 33]), 1, 0)
+    found = risk_coverage(answered, targets, "classification")["disagreement"]
+    assert dict(zip(COVERAGE, found, strict=True)) == pytest.approx(
+        {n / 20: (0 if n <= 10 else 1 if n <= 15 else 1 + 4 / 10 * (2 * n - 30)) / (2 * n) for n in range(1, 21)}
+    )
+    assert found[-1] == np.mean(errors(answered, targets, "classification"))
+    one = predictions(head_logits[:, :1], "classification")
+    assert "disagreement" not in risk_coverage(one, targets, "classification"), "it is the same everywhere"
+    values = predictions(head_logits[:, :, :1], "regression")
+    wanted = values.logits[:, 0] - np.arange(40)
+    found = risk_coverage(values, wanted, "regression")["disagreement"]
+    assert found[9] == pytest.approx(np.sqrt(np.mean(np.arange(20) ** 2)))
 
 
 def test_a_run_and_its_bundle_doubt_alike(run, bundle, table):

@@ -33,7 +33,7 @@ OFFERED = {
     "levi_deploy.training": ["Prepared", "prepare", "train"],
     "levi_deploy.compare": ["compare"],
     "levi_deploy.methods": ["METHODS", "Method", "branch_alone", "full_fine_tuning", "linear_probe"],
-    "levi_deploy.evaluation": ["evaluate", "metrics"],
+    "levi_deploy.evaluation": ["assess", "evaluate", "metrics"],
     "levi_deploy.demo": ["demo", "in_words"],
     "levi_export": ["export"],
 }  # fmt: skip
