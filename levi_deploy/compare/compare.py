@@ -12,6 +12,7 @@ from typing import Any
 from levi_deploy.compare.inference import BASELINE, export_each, time_graphs
 from levi_deploy.compare.measure import measure
 from levi_deploy.compare.report import write
+from levi_deploy.compare.results import collect
 from levi_deploy.compare.shared import Progress, Shared, read_test_rows, silent
 from levi_deploy.compare.trials import train_all
 from levi_deploy.compare.workers import threads_of, workers
@@ -126,7 +127,9 @@ def compare(
         "inference": inference,
         "trials": [trial.to_dict() for trial in trials],
     }
-    return write(output, document, measured, test)
+    document = collect(document, measured, test)
+    write(output, document)
+    return document
 
 
 def _with_bases(methods: Sequence[str]) -> list[str]:

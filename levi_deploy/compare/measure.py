@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,13 @@ class Measured:
     """One run on test rows.
 
     Attributes:
+        taps: the layer that each head reads; None for none.
         found: what ``evaluation.assess`` says of its answers.
         scores: by split, a number a row whose mean is the first metric (regression: its square): 1 where the
             answer is right, or the squared error.
     """
 
+    taps: Sequence[int | None]
     found: Mapping[str, Any]
     scores: Mapping[str, NDArray[np.float64]]
 
@@ -49,7 +51,9 @@ def measure(shared: Shared, run: Run) -> Measured:
         answers[split] = predict(levi, Examples(encoded, own.targets, taps))
         shared.progress(f"{run.folder.parent.name}, {run.folder.name}: test rows", len(answers), len(parts))
     scores = {split: _scores(outputs.logits, parts[split].targets, run.task) for split, outputs in answers.items()}
-    return Measured(assess(answers, parts, run.task, by=shared.test.by, pairs=shared.test.pairs), scores)
+    found = assess(answers, parts, run.task, by=shared.test.by, pairs=shared.test.pairs)
+    model = run.record["model"]
+    return Measured([head["tap"] for head in model["heads"]] * model["members"], found, scores)
 
 
 def _scores(logits: NDArray[np.float32], targets: NDArray[Any], task: Task) -> NDArray[np.float64]:

@@ -27,6 +27,9 @@ from levi_serving.errors import DivergenceError
 __all__ = ["Trial", "train_all"]
 
 
+_TRAINING = ("fine_tune", "select", "fit")  # of a run's seconds
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One run of a method, or what became of it.
@@ -53,15 +56,18 @@ class Trial:
         return float("inf") if self.run is None else validation_loss(self.run)
 
     @property
-    def base_seconds(self) -> float:
-        """All that it took to train what this one is made of, and what that is made of, each run once."""
+    def training_seconds(self) -> float:
+        """All that it took to train, with what it is made of, and what that is made of, each run once.
+
+        Hidden states that are stored, and what is fitted afterwards, do not count: all trials share the first.
+        """
         runs: dict[Path, float] = {}
-        waiting = list(self.bases)
+        waiting = [self]
         while waiting:
             trial = waiting.pop()
             waiting += trial.bases
             if trial.run is not None:
-                runs[trial.run.folder] = sum(trial.run.record["seconds"].values())
+                runs[trial.run.folder] = sum(trial.run.record["seconds"][name] for name in _TRAINING)
         return sum(runs.values())
 
     @property
@@ -90,7 +96,7 @@ class Trial:
             "best_epoch": record.get("best_epoch"),
             "trained_parameters": record["parameters"]["trained"] if record else None,
             "seconds": record.get("seconds"),
-            "base_seconds": self.base_seconds,
+            "training_seconds": None if self.run is None else self.training_seconds,
         }
 
 

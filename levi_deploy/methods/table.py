@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from levi_deploy.config import Config, ModelConfig
 from levi_deploy.methods.fine_tuning import full_fine_tuning
@@ -32,6 +33,8 @@ class Method:
     Attributes:
         title: in reports.
         configure: from the LEVI model's configuration and the backbone's depth L to the method's.
+        family: which of them it is like: a part of LEVI by itself (``frozen``), one that trains the backbone
+            (``tuned``), LEVI (``levi``), or LEVI with a part changed (``part``).
         on: the methods whose runs it is made of: the one that counts with the same seed.
         make: makes a run.
         choices: from its configuration to what it may try with one seed, at most ``CHOICES``.
@@ -40,6 +43,7 @@ class Method:
 
     title: str
     configure: Callable[[Config, int], Config]
+    family: Literal["frozen", "tuned", "levi", "part"]
     on: tuple[str, ...] = ()
     make: Callable[[Job], Run] = trained
     choices: Callable[[Config], Sequence[Choice]] = _rates
@@ -76,13 +80,14 @@ def _lora(config: ModelConfig, depth: int) -> ModelConfig:
 
 
 METHODS = {
-    "scratch": Method("branch alone, from scratch", _model(lambda model, _: branch_alone(model))),
-    "linear-probe": Method("linear probe", _model(linear_probe)),
-    "fine-tune": Method("full fine-tuning", _tuned),
-    "lp-ft": Method("LP-FT", _tuned, on=("linear-probe",), make=started_from),
+    "scratch": Method("branch alone, from scratch", _model(lambda model, _: branch_alone(model)), "frozen"),
+    "linear-probe": Method("linear probe", _model(linear_probe), "frozen"),
+    "fine-tune": Method("full fine-tuning", _tuned, "tuned"),
+    "lp-ft": Method("LP-FT", _tuned, "tuned", on=("linear-probe",), make=started_from),
     "wise-ft": Method(
         "WiSE-FT",
         _tuned,
+        "tuned",
         on=("linear-probe", "lp-ft"),
         make=interpolated,
         choices=lambda _: [{"alpha": alpha} for alpha in _ALPHAS],
@@ -90,31 +95,35 @@ METHODS = {
     "soup": Method(
         "model soup",
         _tuned,
+        "tuned",
         on=("lp-ft",),
         make=soup,
         choices=lambda _: [{"recipe": "greedy"}, {"recipe": "uniform"}],
         pooled=True,
     ),
     "output-ensemble": Method(
-        "full fine-tuning and branch, outputs averaged",
+        "ensemble of outputs",
         _outputs,
+        "tuned",
         on=("fine-tune", "scratch"),
         make=ensemble,
         choices=lambda _: [{}],
     ),
-    "lora": Method("LoRA, linear head", _model(_lora)),
-    "levi": Method("LEVI, frozen", _same),
-    "levi-lora": Method("LEVI with LoRA", _model(lambda model, _: replace(model, lora=model.lora or _RANK))),
-    "levi-on-fine-tuned": Method("LEVI on the fine-tuned backbone", _same, on=("fine-tune",), make=on_backbone),
-    "levi-on-wise-ft": Method("LEVI on the WiSE-FT backbone", _same, on=("wise-ft",), make=on_backbone),
-    "no-branch": Method("LEVI without branch", _model(lambda model, _: replace(model, branches=()))),
-    "last-tap": Method("LEVI, last layer alone", _model(lambda model, depth: replace(model, taps=(depth,)))),
-    "all-taps": Method("LEVI, all layers", _model(lambda model, _: replace(model, taps="all"))),
-    "ladder": Method("LEVI, ladder", _model(lambda model, _: replace(model, pooling="ladder"))),
-    "tokens": Method("LEVI, token-reading", _model(lambda model, _: replace(model, pooling="tokens"))),
-    "attention": Method("LEVI, attention pooling", _model(lambda model, _: replace(model, pooling="attention"))),
-    "mean": Method("LEVI, mean pooling", _model(lambda model, _: replace(model, pooling="mean"))),
-    "equal": Method("LEVI, heads equal", _model(lambda model, _: replace(model, average="equal"))),
-    "weighed": Method("LEVI, heads weighed", _model(lambda model, _: replace(model, average="weighed"))),
+    "lora": Method("LoRA, linear head", _model(_lora), "tuned"),
+    "levi": Method("LEVI, frozen", _same, "levi"),
+    "levi-lora": Method("LEVI with LoRA", _model(lambda model, _: replace(model, lora=model.lora or _RANK)), "levi"),
+    "levi-on-fine-tuned": Method("LEVI on the fine-tuned backbone", _same, "levi", on=("fine-tune",), make=on_backbone),
+    "levi-on-wise-ft": Method("LEVI on the WiSE-FT backbone", _same, "levi", on=("wise-ft",), make=on_backbone),
+    "no-branch": Method("LEVI without branch", _model(lambda model, _: replace(model, branches=())), "part"),
+    "last-tap": Method("LEVI, last layer alone", _model(lambda model, depth: replace(model, taps=(depth,))), "part"),
+    "all-taps": Method("LEVI, all layers", _model(lambda model, _: replace(model, taps="all")), "part"),
+    "ladder": Method("LEVI, ladder", _model(lambda model, _: replace(model, pooling="ladder")), "part"),
+    "tokens": Method("LEVI, token-reading", _model(lambda model, _: replace(model, pooling="tokens")), "part"),
+    "attention": Method(
+        "LEVI, attention pooling", _model(lambda model, _: replace(model, pooling="attention")), "part"
+    ),
+    "mean": Method("LEVI, mean pooling", _model(lambda model, _: replace(model, pooling="mean")), "part"),
+    "equal": Method("LEVI, heads equal", _model(lambda model, _: replace(model, average="equal")), "part"),
+    "weighed": Method("LEVI, heads weighed", _model(lambda model, _: replace(model, average="weighed")), "part"),
 }
 """By the name that ``levi compare --methods`` takes; a method comes after those that it is made of."""

@@ -43,7 +43,7 @@ def test_the_whole_path(levi, table, backbone, cache, tmp_path):
     assert (code, out.startswith("Every file is the one exported.")) == (0, True)
     code, out, _ = levi("inspect", bundle)
     assert code == 0
-    assert "tap 3: (B, T, 32) → attention pooling with 4 queries → (B, 160)" in out
+    assert "tap 3: (B, T, 32) → ladder pooling with 4 queries → (B, 608)" in out
     assert "head 2: [tap 3 ; mlp stage 3] → 128 hidden units → (B, 2)" in out
     code, out, _ = levi("inspect", run, "--json")
     assert (code, json.loads(out)["kind"], json.loads(out)["taps"]) == (0, "run", [1, 3])
