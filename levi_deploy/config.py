@@ -185,8 +185,8 @@ class TrainingConfig:
         augment: ``flip-crop`` shows image branches a mirrored and shifted image at random; ``none`` does not.
             The backbone always sees the image as it is, so its stored taps stay valid.
         calibrate: divide the average's logits by one temperature, fitted on ID validation; regression has none.
-        abstain_share: share of ID validation rows on which the model abstains: those whose heads disagree most.
-            The threshold of disagreement is kept with the model; 0 for never.
+        abstain_share: share of ID validation rows on which the model abstains: those with the most doubt, by the
+            signal that ranks errors best there. Signal and threshold are kept with the model; 0 for never.
         select: choose form of adapting layer, taps, branch, weights of the heads and epochs by what holds up on
             training rows that are held out together: a domain of ``domain``, else a cluster in each class.
         select_trainings: the most trainings that the choice may take.

@@ -93,6 +93,7 @@ class Run:
             "config": self.config.to_dict(),
             "task": self.task.kind,
             "labels": self.task.labels,
+            "abstain_by": self.task.abstain_by,
             "abstain_above": self.task.abstain_above,
             "novelty_quantiles": self.task.novelty_quantiles,
             "taps": self.taps,
@@ -133,6 +134,7 @@ class Run:
                 task=Task(
                     kind=document["task"],
                     labels=tuple(document["labels"]),
+                    abstain_by=document["abstain_by"],
                     abstain_above=document["abstain_above"],
                     novelty_quantiles=_tuple(document["novelty_quantiles"]),
                 ),

@@ -25,11 +25,6 @@ def card(manifest: Manifest, certificates: Mapping[str, dict[str, Any]]) -> str:
     pooling = f"; {model['taps'][0]['pooling']} pooling" if model["taps"] else ""
     branches = ", ".join(f"{b['name']} ({b['stages']} stages of width {b['width']})" for b in model["branches"])
     share = parameters["trained"] / parameters["full_fine_tuning"]
-    abstains = (
-        "never"
-        if manifest.task.abstain_above is None
-        else f"where its heads' disagreement is above {manifest.task.abstain_above:.4g}"
-    )
     lines = [
         "# A LEVI model in one ONNX graph",
         "",
@@ -47,7 +42,7 @@ def card(manifest: Manifest, certificates: Mapping[str, dict[str, Any]]) -> str:
         f"| average | of the heads' {manifest.average} |",
         f"| parameters | {parameters['trained']:,} trained, {parameters['frozen']:,} frozen; full fine-tuning would "
         f"train {parameters['full_fine_tuning']:,}, so this is {share:.1%} of that |",
-        f"| abstains | {abstains} |",
+        f"| abstains | {manifest.task.abstains} |",
         f"| graph | {model['nodes']} nodes, {model['weights_bytes'] / 1e6:.1f} MB, opset {manifest.graphs[0].opset} |",
         "",
         "## In-distribution validation",

@@ -108,15 +108,15 @@ def _human(result: dict[str, Any]) -> str:
         rows = [[one["part"], one["changed"], *(one[name] for name in names)] for one in result["pairs"]]
         header = ["", "changed", *(name.replace("_", " ") for name in names)]
         blocks.append(f"How far answers move between versions of one row\n{table(rows, header=header)}")
-    if result["abstain_above"] is None:
-        return "\n\n".join([*blocks, "It never abstains: it has no threshold of disagreement."])
+    if result["abstains"] == "never":
+        return "\n\n".join([*blocks, "It never abstains: it has no threshold."])
     metric = next(name for name in next(iter(result["abstain"].values())) if name not in ("share", "kept"))
     rows = [
         [split, found["share"], found["kept"], "" if found[metric] is None else found[metric]]
         for split, found in result["abstain"].items()
     ]
     header = ["", "share", "kept", f"{metric} on kept"]
-    title = f"Abstaining where disagreement is above {result['abstain_above']:.4g}"
+    title = f"Abstaining {result['abstains']}"
     return "\n\n".join([*blocks, f"{title}\n{table(rows, header=header)}"])
 
 

@@ -31,7 +31,12 @@ def command(
             "bytes": bundle.size,
             "certificates": {graph.file: read_certificate(model, graph.file) for graph in bundle.manifest.graphs},
         }
-        show(document, json=json, human=lambda: _bundle(document, bundle.manifest.preprocessing.in_words))
+        manifest = bundle.manifest
+        show(
+            document,
+            json=json,
+            human=lambda: _bundle(document, manifest.preprocessing.in_words, manifest.task.abstains),
+        )
         return
     from levi_deploy.run import Run
 
@@ -45,6 +50,7 @@ def command(
         },
         "task": run.task.kind,
         "labels": run.task.labels,
+        "abstain_by": run.task.abstain_by,
         "abstain_above": run.task.abstain_above,
         "record": {name: value for name, value in run.record.items() if name != "model"},
         "config": run.config.to_dict(),
@@ -52,7 +58,7 @@ def command(
         "backbone": dataclasses.asdict(run.backbone),
         "preprocessing": dataclasses.asdict(run.preprocessing),
     }
-    show(document, json=json, human=lambda: _run(document))
+    show(document, json=json, human=lambda: _run(document, run.task.abstains))
 
 
 def _tree(model: Any, parameters: Any, task: str, labels: Any) -> list[str]:
@@ -99,9 +105,8 @@ def _tree(model: Any, parameters: Any, task: str, labels: Any) -> list[str]:
     ]
 
 
-def _metrics(record: Any, abstain_above: float | None) -> list[str]:
+def _metrics(record: Any, abstains: str) -> list[str]:
     validation = record["validation"]
-    abstains = "never" if abstain_above is None else f"where the heads' disagreement is above {abstain_above:.4g}"
     return [
         f"ID validation, {validation['rows']} rows ({record['data']['validation_from']})",
         by_head(validation),
@@ -131,7 +136,7 @@ def _selection(selection: Any) -> list[str]:
     ]
 
 
-def _bundle(document: dict[str, Any], reads: str) -> str:
+def _bundle(document: dict[str, Any], reads: str, abstains: str) -> str:
     model = document["model"]
     lines = [
         f"LEVI bundle, {document['task']}: {', '.join(document['labels'])}",
@@ -143,7 +148,7 @@ def _bundle(document: dict[str, Any], reads: str) -> str:
         *(f"  out {t['name']} {t['dtype']} {list(t['shape'])}" for t in document["outputs"]),
         f"Reads: {reads}",
         "",
-        *_metrics(document["provenance"], document["abstain_above"]),
+        *_metrics(document["provenance"], abstains),
         "",
         "Made with " + ", ".join(f"{name} {version}" for name, version in document["provenance"]["versions"].items()),
         f"Digest {document['digest']}",
@@ -162,7 +167,7 @@ def _graph(graph: dict[str, Any], certificate: dict[str, Any]) -> list[str]:
     ]
 
 
-def _run(document: dict[str, Any]) -> str:
+def _run(document: dict[str, Any], abstains: str) -> str:
     record = document["record"]
     lines = [
         f"LEVI training run, {document['task']}: {', '.join(document['labels'])}",
@@ -171,7 +176,7 @@ def _run(document: dict[str, Any]) -> str:
         f"Trained on {record['data']['training_rows']} rows of {record['data']['file']}; best of {record['epochs']} "
         f"epochs: {record['best_epoch']}; taps {record['seconds']['taps']:.0f} s, fit {record['seconds']['fit']:.0f} s"
         + (f" on {record['device']}, backbone in {record['backbone_passes']}" if "device" in record else ""),
-        *_metrics(record, document["abstain_above"]),
+        *_metrics(record, abstains),
         "",
         *(_selection(record["selection"]) if "selection" in record else ()),
         "Made with " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()),

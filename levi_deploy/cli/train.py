@@ -227,6 +227,7 @@ def command(
             "run": str(run.folder),
             "task": run.task.kind,
             "labels": run.task.labels,
+            "abstain_by": run.task.abstain_by,
             "abstain_above": run.task.abstain_above,
             "taps": run.taps,
             **record,
@@ -278,11 +279,6 @@ def parse_setting(text: str) -> tuple[str, str, Any]:
 
 def _human(run: Any, record: Any) -> str:
     seconds, parameters = record["seconds"], record["parameters"]
-    abstains = (
-        "It never abstains."
-        if run.task.abstain_above is None
-        else f"It abstains where its heads' disagreement is above {run.task.abstain_above:.4g}."
-    )
     chosen = f"Chosen: {record['selection']['chosen']}; levi inspect shows why\n" if "selection" in record else ""
     return chosen + (
         f"{run.task.kind}, {record['data']['training_rows']} training rows, taps {list(run.taps)}, "
@@ -291,5 +287,5 @@ def _human(run: Any, record: Any) -> str:
         f"taps {seconds['taps']:.0f} s, fit {seconds['fit']:.0f} s on {record['device']}\n\n"
         f"In-distribution validation, {record['validation']['rows']} rows ({record['data']['validation_from']}):\n"
         + by_head(record["validation"])
-        + f"\n\n{abstains}\nThe run is in {run.folder}. Next: levi export {run.folder} -o BUNDLE"
+        + f"\n\nIt abstains {run.task.abstains}.\nThe run is in {run.folder}. Next: levi export {run.folder} -o BUNDLE"
     )

@@ -59,7 +59,7 @@ def evaluate(
         ``errors``: by split, how well each signal ranks its errors, see ``evaluation.signals.detect_errors``.
         ``ood``: by each further split, how well each signal detects its rows among those of the first.
         ``abstain``: by split, the ``share`` of rows above the model's threshold, and the first metric on the
-        ``kept`` ones, how many they are beside it. ``abstain_above``: that threshold; None where it has none.
+        ``kept`` ones, how many they are beside it. ``abstains``: in words, where it does so.
         ``coverage``: by split, how wrong the rows are that a signal trusts most: ``evaluation.signals.risk_coverage``.
         ``pairs``: how far answers move between versions of one row, see ``evaluation.pairs.sensitivity``.
 
@@ -81,7 +81,7 @@ def evaluate(
         split: answer(model, own.rows, progress=(lambda *a, what=split: progress(what, *a)) if progress else None)
         for split, own in parts.items()
     }
-    about = {"data": Path(source_of(data)).name, "task": model.task.kind, "abstain_above": model.task.abstain_above}
+    about = {"data": Path(source_of(data)).name, "task": model.task.kind, "abstains": model.task.abstains}
     return about | assess(answers, parts, model.task, by=by, pairs=pairs)
 
 

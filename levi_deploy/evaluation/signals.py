@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from levi_serving.predictions import Predictions, TaskKind
+from levi_serving.predictions import Predictions, TaskKind, doubts
 
 __all__ = ["COVERAGE", "auroc", "detect_errors", "detect_ood", "errors", "risk_coverage", "signals", "spearman"]
 
@@ -22,16 +22,15 @@ def signals(predictions: Predictions, kind: TaskKind) -> dict[str, NDArray[np.fl
     """The signals of N rows, (N,) each, higher where there is less to trust.
 
     Returns:
-        ``disagreement`` of the heads, see ``levi_serving.predictions``. For classification beside it
-        ``max_probability``: 1 - max p (Hendrycks and Gimpel 2017); and ``energy``: -logsumexp of the logits at
-        temperature 1 (Liu et al. 2020), the logits being the heads' mean before calibration. ``novelty`` where the
-        model has it, see ``levi_serving.predictions.Predictions``.
+        Those that a model may abstain by, see ``levi_serving.predictions.doubts``; for classification beside them
+        ``energy``: -logsumexp of the logits at temperature 1 (Liu et al. 2020), the logits being the heads' mean before
+        calibration.
     """
-    found = {"disagreement": predictions.disagreement.astype(np.float64)}
-    if predictions.novelty is not None:
-        found["novelty"] = predictions.novelty.astype(np.float64)
-    if kind == "classification" and predictions.probabilities is not None:
-        found["max_probability"] = 1 - predictions.probabilities.max(axis=1).astype(np.float64)
+    p, novelty = predictions.probabilities, predictions.novelty
+    found: dict[str, NDArray[np.float64]] = {
+        name: values.astype(np.float64) for name, values in doubts(p, predictions.disagreement, novelty, kind).items()
+    }
+    if kind == "classification":
         mean = predictions.head_logits.mean(axis=1, dtype=np.float64)
         top = mean.max(axis=1)
         found["energy"] = -(top + np.log(np.exp(mean - top[:, None]).sum(axis=1)))

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from levi_deploy.evaluation.signals import detect_errors, errors
 from levi_deploy.model.heads import average
 from levi_serving.errors import UsageError
-from levi_serving.predictions import TaskKind
+from levi_serving.predictions import Doubt, Predictions, TaskKind, doubts
 
-__all__ = ["abstain_above", "head_weights", "temperature"]
+__all__ = ["abstain_above", "abstain_by", "head_weights", "temperature"]
 
 _LOW, _HIGH = 0.05, 20.0
 _PSEUDO = 5.0
@@ -103,20 +104,63 @@ def temperature(logits: NDArray[np.float32], targets: NDArray[Any], *, kind: Tas
     return float(np.exp(best))
 
 
-def abstain_above(disagreement: NDArray[np.float32], share: float) -> float | None:
-    """The disagreement above which ``share`` of these rows lie, rounded down to whole rows.
+def abstain_by(predictions: Predictions, targets: NDArray[Any], kind: TaskKind) -> Doubt | None:
+    """The signal that ranks the errors of ID validation rows best.
+
+    The largest probability where there are probabilities of classes, else the heads' disagreement where there are
+    several heads; another one only where it is better by more than a standard error, and novelty alone only where it
+    is better than chance by as much. Novelty tells rows that are foreign, which are not always those that are wrong.
+
+    Args:
+        predictions: of N ID validation rows.
+        targets: as ``encode_targets`` gives them.
+        kind: what they are.
+
+    Returns:
+        None where no signal tells anything.
+    """
+    found = doubts(predictions.probabilities, predictions.disagreement, predictions.novelty, kind)
+    if predictions.head_logits.shape[1] == 1:  # one head never disagrees
+        del found["disagreement"]
+    measured = detect_errors(predictions, targets, kind)
+    wrong = errors(predictions, targets, kind)
+    chance, error = (0.0, 1 / np.sqrt(len(wrong))) if kind == "regression" else (0.5, _auroc_error(wrong))
+    order: tuple[Doubt, ...] = ("max_probability", "disagreement", "novelty")
+    best: Doubt | None = None
+    reached = chance
+    for name in order:
+        if name in found:
+            ranked = measured[name]
+            value = chance if ranked is None else ranked
+            if value > reached + error or (best is None and name != "novelty"):
+                best, reached = name, value
+    return best
+
+
+def _auroc_error(wrong: NDArray[Any]) -> float:
+    """The standard error of an area under the ROC curve that is near chance: sqrt((a + b + 1) / (12 a b)).
+
+    That of the Mann-Whitney statistic of a errors among a + b rows over its largest value (Hanley and McNeil 1982).
+    """
+    count = int(wrong.sum())
+    pairs = count * (len(wrong) - count)
+    return float(np.sqrt((len(wrong) + 1) / (12 * pairs))) if pairs else 1.0
+
+
+def abstain_above(doubt: NDArray[np.float32], share: float) -> float | None:
+    """The value of a signal above which ``share`` of these rows lie, rounded down to whole rows.
 
     It lies half-way between two rows, so that another machine's rounding moves neither over it. It needs no
     targets.
 
     Args:
-        disagreement: of N ID validation rows, (N,).
+        doubt: of N ID validation rows, (N,), higher where there is less to trust.
         share: from 0 to below 1.
 
     Returns:
         A float32 value; None when no row may lie above it.
     """
-    ordered = np.sort(disagreement)
+    ordered = np.sort(doubt)
     kept = len(ordered) - int(share * len(ordered) + 1e-9)
     if kept == len(ordered):
         return None

@@ -22,7 +22,7 @@ from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.build import build
 from levi_deploy.model.levi import Levi, without_fitted
 from levi_deploy.run import LOG, TUNED, Run
-from levi_deploy.training.calibrate import abstain_above, head_weights, temperature
+from levi_deploy.training.calibrate import abstain_above, abstain_by, head_weights, temperature
 from levi_deploy.training.device import settle
 from levi_deploy.training.finetune import fine_tune
 from levi_deploy.training.fit import cosine, fit, linear, predict
@@ -34,7 +34,7 @@ from levi_deploy.training.taps import compute
 from levi_serving import atomic, job
 from levi_serving.environment import cache_folder
 from levi_serving.errors import UsageError
-from levi_serving.predictions import Predictions, Task, finish
+from levi_serving.predictions import Predictions, Task, doubts, finish
 from levi_serving.rows.preprocess import TOKENIZER
 
 __all__ = ["calibrate", "conclude", "train"]
@@ -351,10 +351,11 @@ def calibrate(levi: Levi, validation: Examples, config: Config) -> tuple[Task, P
     if outputs.novelty is not None:
         task = replace(task, novelty_quantiles=quantiles(outputs.novelty))
     predictions = finish(outputs, task)
-    if len(ensemble.heads) == 1:  # one head never disagrees
+    by = abstain_by(predictions, validation.targets, task.kind)
+    if by is None:
         return task, predictions
-    threshold = abstain_above(predictions.disagreement, config.training.abstain_share)
-    return replace(task, abstain_above=threshold), predictions
+    doubt = doubts(predictions.probabilities, predictions.disagreement, predictions.novelty, task.kind)[by]
+    return replace(task, abstain_by=by, abstain_above=abstain_above(doubt, config.training.abstain_share)), predictions
 
 
 def _keep_backbone(levi: Levi, output: Path, prepared: Prepared) -> Backbone:

@@ -124,6 +124,8 @@ class Manifest:
         """The file's content without its version and digest, as plain values."""
         own = self.task
         task: dict[str, Any] = {"task": own.kind, "labels": own.labels, "abstain_above": own.abstain_above}
+        if own.abstain_by != "disagreement":
+            task["abstain_by"] = own.abstain_by
         if own.novelty_quantiles is not None:
             task["novelty_quantiles"] = own.novelty_quantiles
         return asdict(self) | task
@@ -180,6 +182,7 @@ class Manifest:
             task = Task(
                 kind=document.pop("task"),
                 labels=tuple(document.pop("labels")),
+                abstain_by=document.pop("abstain_by", "disagreement"),
                 abstain_above=document.pop("abstain_above"),
                 novelty_quantiles=tuple(document.pop("novelty_quantiles", ())) or None,
             )

@@ -14,18 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "Doubt",
     "Outputs",
     "Predictions",
     "Task",
     "TaskKind",
     "answer_columns",
     "disagreement",
+    "doubts",
     "finish",
     "probabilities",
     "table",
 ]
 
 TaskKind = Literal["classification", "multilabel", "regression"]
+Doubt = Literal["disagreement", "max_probability", "novelty"]
+
+_DOUBTS: dict[Doubt, str] = {
+    "disagreement": "its heads' disagreement",
+    "max_probability": "1 - the largest probability",
+    "novelty": "novelty",
+}
 
 _SHOWN, _WIDEST = 10, 40  # rows, and characters of a prediction, that are printed
 
@@ -37,13 +46,15 @@ class Task:
     Attributes:
         kind: what its logits mean.
         labels: the C output names; for regression the target's name.
-        abstain_above: the disagreement above which it abstains; None where it never does.
+        abstain_by: the signal by which it abstains, see ``doubts``.
+        abstain_above: the value of that above which it abstains; None where it never does.
         novelty_quantiles: of the ``novelty`` that the graph gives ID validation rows, in equal steps from the least
             to the largest; None where there is none.
     """
 
     kind: TaskKind
     labels: tuple[str, ...]
+    abstain_by: Doubt = "disagreement"
     abstain_above: float | None = None
     novelty_quantiles: tuple[float, ...] | None = None
 
@@ -51,6 +62,13 @@ class Task:
     def outputs(self) -> int:
         """C."""
         return len(self.labels)
+
+    @property
+    def abstains(self) -> str:
+        """Where it abstains, in words."""
+        if self.abstain_above is None:
+            return "never"
+        return f"where {_DOUBTS[self.abstain_by]} is above {self.abstain_above:.4g}"
 
     @property
     def in_words(self) -> str:
@@ -111,8 +129,8 @@ class Predictions:
         logits: (N, C) float32, the heads' average.
         head_logits: (N, K, C) float32, each adapting head's own.
         disagreement: (N,) float32, see ``disagreement``.
-        abstain: (N,) booleans, whether ``disagreement`` lies above the model's threshold, so that its
-            answer should go to someone else. All False where the model has none, as with one head.
+        abstain: (N,) booleans, whether the signal that the model abstains by lies above its threshold, so that its
+            answer should go to someone else. All False where the model has none.
         novelty: (N,) float32, the share of ID validation rows that lie nearer to the training rows: from 0 to 1,
             where 1 is further away than all of them. None where the model has no backbone.
 
@@ -235,8 +253,38 @@ def finish(outputs: Outputs, task: Task) -> Predictions:
     else:
         answer = logits[:, 0]
     differ = disagreement(head_logits, task.kind)
-    threshold = np.inf if task.abstain_above is None else task.abstain_above
-    return Predictions(answer, p, logits, head_logits, differ, differ > threshold, _share_nearer(outputs, task))
+    novelty = _share_nearer(outputs, task)
+    doubt = doubts(p, differ, novelty, task.kind).get(task.abstain_by)
+    threshold = np.inf if task.abstain_above is None or doubt is None else task.abstain_above
+    return Predictions(
+        answer, p, logits, head_logits, differ, (differ if doubt is None else doubt) > threshold, novelty
+    )
+
+
+def doubts(
+    p: NDArray[np.float32] | None,
+    differ: NDArray[np.float32],
+    novelty: NDArray[np.float32] | None,
+    kind: TaskKind,
+) -> dict[Doubt, NDArray[np.float32]]:
+    """The signals that a model may abstain by, (N,) each, higher where there is less to trust.
+
+    Args:
+        p: probabilities, (N, C).
+        differ: ``disagreement``, (N,).
+        novelty: as ``Predictions`` has it, (N,).
+        kind: what the model answers.
+
+    Returns:
+        ``disagreement``; for classification ``max_probability``, 1 - max p (Hendrycks and Gimpel 2017); ``novelty``
+        where the model has it.
+    """
+    found: dict[Doubt, NDArray[np.float32]] = {"disagreement": differ}
+    if kind == "classification" and p is not None:
+        found["max_probability"] = 1 - p.max(axis=1, initial=0)
+    if novelty is not None:
+        found["novelty"] = novelty
+    return found
 
 
 def _share_nearer(outputs: Outputs, task: Task) -> NDArray[np.float32] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ from levi_deploy.evaluation.signals import (
     spearman,
 )
 from levi_deploy.models import load
-from levi_deploy.training.calibrate import abstain_above
+from levi_deploy.training.calibrate import abstain_above, abstain_by
 from levi_serving import Runner
-from levi_serving.predictions import Outputs, Task, finish
+from levi_serving.predictions import Outputs, Task, doubts, finish
 
 
 def predictions(head_logits, kind):
@@ -134,6 +135,42 @@ def test_risk_at_each_coverage_by_hand():
     assert found[9] == pytest.approx(np.sqrt(np.mean(np.arange(20) ** 2)))
 
 
+def doubting(p, disagreement, novelty, *, heads=2):
+    """Predictions of two classes with such signals."""
+    p = np.asarray(p, np.float32)
+    logits = np.stack([np.log(p), np.log(1 - p)], axis=1)
+    found = finish(
+        Outputs(logits, np.repeat(logits[:, None], heads, axis=1)), Task(kind="classification", labels=("a", "b"))
+    )
+    return replace(found, disagreement=np.asarray(disagreement, np.float32), novelty=np.asarray(novelty, np.float32))
+
+
+def test_abstaining_follows_the_signal_that_ranks_errors():
+    random = np.random.default_rng(0)
+    wrong = np.arange(200) < 40
+    noise, tells = random.random(200), np.where(wrong, 1.0, 0.0) + 0.5 * random.random(200)
+    sure, unsure = np.full(200, 0.9) - 0.1 * noise, 0.95 - 0.2 * tells
+    targets = wrong.astype(np.int64)  # class 0 is always said
+    assert abstain_by(doubting(unsure, noise, noise), targets, "classification") == "max_probability"
+    assert abstain_by(doubting(sure, noise, noise), targets, "classification") == "max_probability", "alike: the first"
+    assert abstain_by(doubting(sure, tells, noise), targets, "classification") == "disagreement"
+    assert abstain_by(doubting(sure, noise, tells), targets, "classification") == "novelty"
+    assert abstain_by(doubting(sure, tells, noise, heads=1), targets, "classification") == "max_probability"
+    right = np.zeros(200, np.int64)
+    assert abstain_by(doubting(sure, tells, tells), right, "classification") == "max_probability", "no error to rank"
+
+
+def test_novelty_alone_must_tell_errors_in_regression():
+    random = np.random.default_rng(0)
+    values = random.normal(size=(300, 1)).astype(np.float32)
+    found = finish(Outputs(values, values[:, None]), Task(kind="regression", labels=("y",)))
+    size = random.random(300).astype(np.float32)
+    targets = values[:, 0] + size
+    assert abstain_by(found, targets, "regression") is None
+    assert abstain_by(replace(found, novelty=random.random(300).astype(np.float32)), targets, "regression") is None
+    assert abstain_by(replace(found, novelty=size), targets, "regression") == "novelty"
+
+
 def test_a_run_and_its_bundle_doubt_alike(run, bundle, table):
     options = {"target": "label", "splits": ["id_val", "ood_test"]}
     torch, graph = (evaluate(load(folder).predictor, table, **options) for folder in (run.folder, bundle))
@@ -141,7 +178,8 @@ def test_a_run_and_its_bundle_doubt_alike(run, bundle, table):
     assert list(graph["ood"]) == ["ood_test"]
     assert set(graph["ood"]["ood_test"]) == {"disagreement", "novelty", "max_probability", "energy"}
     assert graph["ood"]["ood_test"]["energy"] == pytest.approx(torch["ood"]["ood_test"]["energy"], abs=0.01)
-    assert graph["abstain_above"] == torch["abstain_above"] == run.task.abstain_above > 0
+    assert graph["abstains"] == torch["abstains"] == run.task.abstains
+    assert run.task.abstain_above > 0
     assert graph["abstain"]["id_val"]["share"] == torch["abstain"]["id_val"]["share"] == 4 / 80
     assert graph["abstain"]["id_val"]["kept"] == 76
     assert graph["abstain"]["ood_test"] == torch["abstain"]["ood_test"]
@@ -152,7 +190,8 @@ def test_what_is_served_abstains_above_the_threshold(runner, run, texts):
     served = runner.predict(texts)
     assert served.abstain.dtype == bool
     assert 0 < served.abstain.sum() < 100
-    np.testing.assert_array_equal(served.abstain, served.disagreement > run.task.abstain_above)
+    own = doubts(served.probabilities, served.disagreement, served.novelty, "classification")[run.task.abstain_by]
+    np.testing.assert_array_equal(served.abstain, own > run.task.abstain_above)
     reference = run.reference()
     expected = reference.finish(reference.run(reference.prepare(texts))).abstain
     np.testing.assert_array_equal(served.abstain, expected)
@@ -160,8 +199,6 @@ def test_what_is_served_abstains_above_the_threshold(runner, run, texts):
 
 
 def test_one_head_never_abstains(bundle_copy):
-    from dataclasses import replace
-
     from levi_serving import Bundle
 
     assert not predictions([[[1.0, 3.0]]], "classification").abstain.any()

@@ -52,8 +52,9 @@ def test_what_a_run_holds(run, config):
     assert weights(run)["temperature"].item() == pytest.approx(run.record["temperature"], abs=1e-4)
     assert Run.open(run.folder).config == config
     assert str(run.folder.parent) not in (run.folder / "run.json").read_text().replace(config.model.backbone, "")
-    buffers = ("shift", "scale", "weights", "temperature")  # fitted, not trained
-    assert run.record["parameters"]["trained"] == sum(w.size for n, w in weights(run).items() if n not in buffers)
+    fitted = ("shift", "scale", "weights", "temperature", "novelty")
+    trained = sum(w.size for n, w in weights(run).items() if n.partition(".")[0] not in fitted)
+    assert run.record["parameters"]["trained"] == trained
 
 
 def test_the_same_seed_gives_the_same_bits(run, table, config, cache, tmp_path):
@@ -110,7 +111,7 @@ def test_fixed_pooling_and_its_torch_model_agree(table, config, cache, tmp_path,
 
 def test_baselines_are_the_same_model(table, config, cache, tmp_path):
     probe = train(table, tmp_path / "probe", replace(config, model=linear_probe(config.model, 4)), cache=cache)
-    assert sorted(weights(probe)) == [
+    assert sorted(name for name in weights(probe) if not name.startswith("novelty.")) == [
         "heads.0.net.bias", "heads.0.net.weight", "heads.0.norm.bias", "heads.0.norm.weight", "scale", "shift",
         "temperature", "weights",
     ]  # fmt: skip
