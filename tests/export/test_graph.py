@@ -33,6 +33,11 @@ pytestmark = pytest.mark.slow
 INPUTS = tuple(
     Tensor(name=name, dtype="int64", shape=("batch", "sequence")) for name in ("input_ids", "attention_mask")
 )
+OUTPUTS = (
+    Tensor(name="logits", dtype="float32", shape=("batch", 2)),
+    Tensor(name="head_logits", dtype="float32", shape=("batch", 2, 2)),
+    Tensor(name="novelty", dtype="float32", shape=("batch",)),
+)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +137,7 @@ def loaded(bundle) -> ir.Model:
 
 
 def judge(model):
-    return check(model, inputs=INPUTS, outputs=outputs(heads=2, classes=2), weights=350_000)
+    return check(model, inputs=INPUTS, outputs=OUTPUTS, weights=350_000)
 
 
 def test_the_check_accepts_what_is_exported(bundle):
@@ -199,7 +204,7 @@ def test_the_check_fails_on_a_broken_graph(bundle, damage, says):
 
 def test_the_check_fails_on_weights_that_no_model_has(bundle):
     with pytest.raises(ParityError, match="but the model needs only 10\n"):
-        check(loaded(bundle), inputs=INPUTS, outputs=outputs(heads=2, classes=2), weights=10)
+        check(loaded(bundle), inputs=INPUTS, outputs=OUTPUTS, weights=10)
 
 
 def test_layers_share_one_mask():
@@ -228,7 +233,7 @@ def test_positions_interpolated_to_another_size_have_room(tmp_path):
     levi = Levi(backbone, build(config, backbone.identity, rows, backbone.taps, task=task))
     model = convert(levi.eval(), rows)
     clean(model)
-    contract = {"inputs": inputs(levi, rows), "outputs": outputs(heads=1, classes=2)}
+    contract = {"inputs": inputs(levi, rows), "outputs": outputs(levi.ensemble)}
     assert check(model, **contract, weights=weight_bytes(levi, rows)).weights > weight_bytes(levi, own)
     with pytest.raises(ParityError, match="its constants take"):
         check(model, **contract, weights=weight_bytes(levi, own))

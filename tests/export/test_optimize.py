@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from families import CAUSAL, FAMILIES, IMAGES, PINNED, write
+from families import CAUSAL, FAMILIES, IMAGES, PINNED, as_if_fitted, write
 
 from levi_deploy.config import ModelConfig
 from levi_deploy.model import Levi
@@ -46,6 +46,7 @@ def made(name: str, folder, *, pooling: str = "first", taps=lambda depth: (1, de
     ensemble = build(
         config, backbone.identity, rows, backbone.taps, task=Task(kind="classification", labels=tuple("abc"))
     )
+    as_if_fitted(ensemble.novelty)
     levi = Levi(backbone, ensemble).eval()
     model = convert(levi, rows)
     clean(model)

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
-from families import CAUSAL, FAMILIES, IMAGES, write
+from families import CAUSAL, FAMILIES, IMAGES, as_if_fitted, write
 
 from levi_deploy.config import ModelConfig
 from levi_deploy.model import Levi
@@ -123,11 +123,12 @@ def test_the_graph_answers_as_torch_at_sizes_never_traced(name, folders, tmp_pat
     config = ModelConfig(pooling="last" if name in CAUSAL else "attention", queries=2, branches=())
     task = Task(kind="classification", labels=("a", "b", "c"))
     ensemble = build(config, backbone.identity, rows, backbone.taps, task=task)
+    as_if_fitted(ensemble.novelty)
     levi = Levi(backbone, ensemble).eval()
     model = convert(levi, rows)
     clean(model)
     weights = sum(p.numel() * 4 for p in levi.state_dict().values())
-    check(model, inputs=graph_inputs(levi, rows), outputs=outputs(heads=3, classes=3), weights=weights)
+    check(model, inputs=graph_inputs(levi, rows), outputs=outputs(ensemble), weights=weights)
     ir.save(model, tmp_path / "taps.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "taps.onnx")
     for size, tokens, side in ((1, 1, "right"), (3, 9, "right"), (5, 31, "left" if name in CAUSAL else "right")):

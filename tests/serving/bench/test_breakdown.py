@@ -19,12 +19,13 @@ from levi_deploy.config import ModelConfig
 from levi_deploy.model import Levi
 from levi_deploy.model.backbone import Backbone
 from levi_deploy.model.build import build
+from levi_deploy.model.novelty import CENTROIDS
 from levi_export.convert import convert
 from levi_export.graph import clean
 from levi_export.optimize import tokens_first
 from levi_serving import bench
 from levi_serving.bench.breakdown import Peak, flame_page, measure, measure_peak, peak, profile
-from levi_serving.bench.breakdown.modules import AVERAGE, UNKNOWN, Modules
+from levi_serving.bench.breakdown.modules import AVERAGE, NOVELTY, UNKNOWN, Modules
 from levi_serving.bench.breakdown.onnx_file import matrix_product, read_graph
 from levi_serving.bench.breakdown.trace import read_runs
 from levi_serving.bench.breakdown.work import moved, operations
@@ -60,7 +61,7 @@ def test_a_request_is_its_parts(profiled):
     assert names(request) == ["prepare", "run", "finish"]
     run = request.parts[1]
     assert names(run) == [
-        "padding and copies", "backbone", "branch 1", "head 1 (tap 1)", "head 2 (tap 3)", "average",
+        "padding and copies", "backbone", "branch 1", "head 1 (tap 1)", "head 2 (tap 3)", "novelty", "average",
         "onnxruntime itself",
     ]  # fmt: skip
     backbone = run.parts[1]
@@ -103,6 +104,20 @@ def test_the_work_is_counted_by_hand(profiled):
     )
     heads = [head.ms for head in profiled.heads]
     assert document["one_more_head"]["ms"] == pytest.approx(sum(heads) / 2)
+
+
+def test_novelty_is_next_to_nothing_of_the_work(bundle, runner, tmp_path):
+    """A row has two products, of D x D and of D x 64, however many tokens it has: below 1 % of a tiny backbone's."""
+    rows, width = 3, 32
+    feeds = Encoded.blank(runner.preprocessor.settings, rows=rows, tokens=16).batch(list(range(rows)))
+    session = Session(bundle / "model.onnx", device="cpu", threads=1, trace=tmp_path)
+    session.run(feeds)
+    graph = read_graph(tmp_path / OPTIMIZED)
+    modules = Modules(graph, (1, 3))
+    run = read_runs(session.end_trace(), graph)[-1]
+    own = measure._operations([event for event in run if modules.path(event.name)[0] == NOVELTY], graph)
+    assert own == rows * 2 * width * (width + CENTROIDS)
+    assert own < 0.01 * measure._operations(run, graph)
 
 
 def test_useful_work_leaves_padding_out(runner):

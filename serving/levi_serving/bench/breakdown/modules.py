@@ -12,17 +12,18 @@ from collections.abc import Sequence
 
 from levi_serving.bench.breakdown.onnx_file import Graph, Node
 
-__all__ = ["AVERAGE", "UNKNOWN", "Modules"]
+__all__ = ["AVERAGE", "NOVELTY", "UNKNOWN", "Modules"]
 
 Path = tuple[str, ...]
 
+NOVELTY: Path = ("novelty",)
 AVERAGE: Path = ("average",)
 UNKNOWN: Path = ("unknown",)
 
 _SHARED = 64  # bytes; a few numbers (an axis, a factor) may serve many modules under the name of one
 
 _NAMED = re.compile(r"(?:fused )?((?:backbone|ensemble)[^/]*)/")
-_INSIDE = re.compile(r"backbone|ensemble\.(branches|pools|heads)\.")
+_INSIDE = re.compile(r"backbone|ensemble\.(branches|pools|heads|novelty)\b")
 _EMBEDDING = re.compile(r"embed|emb$|wte|wpe|patch|shared|stem", re.IGNORECASE)
 _NORM = re.compile(r"norm|^ln|_ln", re.IGNORECASE)
 _ATTENTION = re.compile(r"att", re.IGNORECASE)
@@ -84,10 +85,13 @@ class Modules:
     def _path(self, module: str) -> Path:
         if module.startswith("backbone"):
             return ("backbone", *_in_backbone(module.split(".")[1:]))
-        kind, number = module.split(".")[1:3]
+        kind, *within = module.split(".")[1:]
+        if kind == "novelty":
+            return NOVELTY
+        number = int(within[0])
         if kind == "branches":
-            return (f"branch {int(number) + 1}",)
-        head, heads = int(number), len(self._taps)
+            return (f"branch {number + 1}",)
+        head, heads = number, len(self._taps)
         if kind == "pools":  # a member has one for each tap
             pools = heads - self._taps.count(None)
             head = head // pools * heads + head % pools

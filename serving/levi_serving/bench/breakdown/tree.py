@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from levi_serving.bench.breakdown.modules import AVERAGE, UNKNOWN
+from levi_serving.bench.breakdown.modules import AVERAGE, NOVELTY, UNKNOWN
 from levi_serving.bench.breakdown.peak import Peak
 from levi_serving.bench.measurement import Workload
 
@@ -19,7 +19,7 @@ _LISTED = 10  # operators
 
 _ORDER = (
     "padding and copies", "backbone", "embeddings", "mask and shapes", "layer", "attention", "feed-forward", "norms",
-    "rest", "branch", "head", "pooling", "adapting layer", *AVERAGE, *UNKNOWN, "onnxruntime itself",
+    "rest", "branch", "head", "pooling", "adapting layer", *NOVELTY, *AVERAGE, *UNKNOWN, "onnxruntime itself",
 )  # fmt: skip
 
 
