@@ -101,9 +101,8 @@ def torch_side(levi: Levi, given: dict[str, np.ndarray], device: str) -> Callabl
 
 
 @torch.inference_mode()
-def _asked(levi: Levi, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    logits, head_logits = levi(**{name: tensors[name] for name in levi.inputs if name in tensors})
-    return logits, head_logits
+def _asked(levi: Levi, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    return tuple(levi(**{name: tensors[name] for name in levi.inputs if name in tensors}))
 
 
 def products(device: str, size: int) -> float:

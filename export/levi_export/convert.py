@@ -31,6 +31,7 @@ from levi_serving.rows.preprocess import Encoded, Preprocessing
 __all__ = ["OPSET", "convert", "inputs", "outputs", "weight_bytes"]
 
 OPSET = 20
+_OUTPUTS = ("logits", "head_logits", "novelty")  # without a backbone there is no third one
 _TEXT = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -97,7 +98,7 @@ def convert(levi: Levi, preprocessing: Preprocessing) -> ir.Model:
                 dynamo=True,
                 dynamic_shapes=dynamic,
                 input_names=[tensor.name for tensor in tensors],
-                output_names=[tensor.name for tensor in outputs(levi.ensemble)],
+                output_names=_OUTPUTS,
                 opset_version=OPSET,
                 optimize=True,
                 verbose=False,

@@ -93,8 +93,8 @@ def time_graphs(bundles: Mapping[str, Exported], rows: Sequence[Row]) -> dict[st
 
 def _architecture(run: Run) -> str:
     """All that decides which graph a run becomes but its weights; adapters are merged into these."""
-    model = {name: value for name, value in run.config.to_dict()["model"].items() if name not in ("backbone", "lora")}
-    return json.dumps([model, run.taps], sort_keys=True)
+    model = run.config.to_dict()["model"] | {"taps": run.taps, "backbone": None, "lora": None}
+    return json.dumps(model, sort_keys=True)
 
 
 def _export(shared: Shared, run: Run) -> Exported:

@@ -342,7 +342,7 @@ def _tables(view: _View) -> Iterator[Table]:
     yield (
         "All trials",
         "Those of the first seed that are kept were chosen by their loss on ID validation.",
-        ["method", "seed", "choice", "ID validation loss", "kept"],
+        ["method", "seed", "choice", "ID validation loss", "kept", "threads"],
         [
             [
                 trial["title"],
@@ -350,6 +350,7 @@ def _tables(view: _View) -> Iterator[Table]:
                 in_words(trial["choice"]),
                 "diverged" if trial["diverged"] else f"{trial['validation_loss']:.4f}",
                 "yes" if trial["kept"] else "no",
+                str(trial["threads"] or ""),
             ]
             for trial in document["trials"]
         ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,7 +31,8 @@ def collect(document: Mapping[str, Any], runs: Runs, test: TestRows) -> dict[str
         test: the rows.
 
     Returns:
-        The document with lists of records: ``results``, a metric of a method, seed, split and group, with its costs;
+        The document, as JSON has it, with lists of records: ``results``, a metric of a method, seed, split and group,
+        with its costs;
         ``intervals``, a method's first metric on a split and group, the mean of its seeds' rows; ``differences``,
         that less the metric of full fine-tuning and of the linear probe; ``heads``, the first metric of each head;
         ``signals``, how well a signal detects errors, and OOD rows; ``coverage``, the risk that a signal leaves, the
@@ -56,8 +58,7 @@ def collect(document: Mapping[str, Any], runs: Runs, test: TestRows) -> dict[str
         for metric, value in found.items()
         if metric not in ("rows", "heads")
     ]
-    return {
-        **document,
+    records = {
         "results": results,
         **_compared(runs, test),
         "heads": [
@@ -75,6 +76,8 @@ def collect(document: Mapping[str, Any], runs: Runs, test: TestRows) -> dict[str
             for record in measured.found["pairs"]
         ],
     }
+    found: dict[str, Any] = json.loads(json.dumps({**document, **records}))
+    return found
 
 
 def _compared(runs: Runs, test: TestRows) -> dict[str, list[dict[str, Any]]]:

@@ -95,6 +95,7 @@ class Trial:
             "validation": record.get("validation"),
             "best_epoch": record.get("best_epoch"),
             "trained_parameters": record["parameters"]["trained"] if record else None,
+            "threads": record.get("threads"),
             "seconds": record.get("seconds"),
             "training_seconds": None if self.run is None else self.training_seconds,
         }

@@ -26,11 +26,13 @@ class LabelledRows:
         rows: N mappings with the columns that a model reads.
         targets: as ``encode_targets`` gives them.
         columns: further columns by name, N values each.
+        digest: SHA-256 over rows and raw targets.
     """
 
     rows: Sequence[dict[str, object]]
     targets: NDArray[Any]
     columns: Mapping[str, Sequence[object]]
+    digest: str
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -102,5 +104,6 @@ def read_labelled(
             rows=[{own: row[name] for own, name in names.items()} for row in part.rows],
             targets=encode_targets(part.targets, task, column=target),
             columns=part.columns,
+            digest=part.digest,
         )
     return parts

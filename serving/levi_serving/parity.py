@@ -368,8 +368,10 @@ def _errors(
     error = max(_largest(found.logits, reference.logits), _largest(found.head_logits, reference.head_logits))
     relative = np.abs(found.logits - reference.logits) / np.maximum(np.abs(reference.logits), deviation)
     novelty = {}
-    if far is not None and reference.novelty is not None and found.novelty is not None:
+    if found.novelty is not None and reference.novelty is not None and far is not None:
         novelty["novelty_scaled_error"] = _largest(found.novelty, reference.novelty) / far
+    elif found.novelty is not None or reference.novelty is not None:
+        novelty["novelty_scaled_error"] = float("inf")  # one of them does not say
     return {
         "max_abs_error": error,
         "max_scaled_error": error / deviation,
@@ -408,7 +410,7 @@ def _judged(measured: dict[str, Any], what: str, tolerance: Tolerance) -> list[s
         )
     novelty = measured.get("novelty_scaled_error", 0.0)
     if not np.isfinite(novelty):
-        failures.append(f"{what}: a novelty is not finite")
+        failures.append(f"{what}: a novelty is not finite, or only the graph or its golden rows have one")
     elif tolerance.max_error is not None and novelty > tolerance.max_error:
         failures.append(
             f"{what}: largest error {novelty:.2e} of novelty's standard deviation, allowed {tolerance.max_error:.0e}"

@@ -6,6 +6,7 @@ import csv
 import json
 import multiprocessing
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from levi_deploy.compare import compare, inference
+from levi_deploy.compare import compare, inference, measure
 from levi_deploy.evaluation import evaluate
 from levi_deploy.methods import jobs
 from levi_deploy.run import Run
@@ -154,11 +155,28 @@ def test_a_method_that_cannot_be_exported_is_said(report, monkeypatch):
     assert found["errors"] == {"levi": str(said)}
 
 
+def test_no_row_is_answered_twice(report, table, asked, cache, tmp_path, monkeypatch):
+    """Another column of groups is asked for: nothing is trained, and nothing answered again."""
+    folder, document = shutil.copytree(report[0], tmp_path / "report"), report[1]
+
+    def refuse(*_, **__):
+        raise AssertionError("answered again")
+
+    monkeypatch.setattr(measure, "predict", refuse)
+    given = {"methods": [*ALL, "soup"], "seeds": 2, "budget": 2, "cost": False, "cache": cache}
+    again = compare(table, folder, asked, by="label", pairs="topics", resume=True, **given)
+    whole = [[one for one in found["results"] if one["group"] == "all"] for found in (document, again)]
+    assert [one["value"] for one in whole[0]] == [one["value"] for one in whole[1]]
+    assert {one["group"] for one in again["results"]} == {"all", "negative", "positive"}
+    assert {one["method"] for one in again["pairs"]} == {*ALL, "soup"}
+    compare(table, folder, asked, by="shop", resume=True, **given)
+
+
 def test_the_report_needs_nothing_else(report):
     folder, document = report
     html, text = (folder / "index.html").read_text(), (folder / "report.md").read_text()
     assert not re.findall(r'(?:src|href)="(?!#)', html)
-    assert html.count("<svg") == 4 + 5, "one split, and methods with two heads on taps"
+    assert html.count("<svg") == 5 + 3, "one split, and three methods with heads on two taps"
     for title in ("LEVI, frozen", "full fine-tuning", "linear probe", "branch alone, from scratch"):
         assert title in html
         assert re.search(rf"^\| \d+ {title} \|", text, re.MULTILINE)
@@ -216,7 +234,7 @@ def test_a_method_is_trained_again_where_what_it_is_built_on_has_changed(table, 
     bases = []
     for budget in (1, 3):
         document = compare(table, tmp_path / "report", slow, budget=budget, resume=budget > 1, **given)
-        runs = {"fine-tune": [], "levi-on-fine-tuned": []}
+        runs = {"fine-tune": [], "levi-on-fine-tuned": [], "linear-probe": []}
         for trial in document["trials"]:
             if trial["kept"] or trial["method"] == "levi-on-fine-tuned":
                 runs[trial["method"]].append(Run.open(tmp_path / "report" / trial["run"]))
@@ -307,7 +325,7 @@ def test_what_diverges_is_said_and_not_chosen(table, asked, cache, tmp_path, mon
     assert [(t["choice"]["learning_rate"], t["kept"], t["diverged"]) for t in document["trials"]] == [
         (1e-3, True, False), (3e-3, False, True),
     ]  # fmt: skip
-    assert "| 0.003 | diverged | no |" in (tmp_path / "a" / "report.md").read_text()
+    assert "| 0.003 | diverged | no |  |" in (tmp_path / "a" / "report.md").read_text()
     limit = 1e-4
     with pytest.raises(DivergenceError, match=r"Every trial of 'linear-probe' diverged: 0.001, 0.003\. Lower"):
         compare(table, tmp_path / "b", asked, methods=["linear-probe"], seeds=1, budget=2, cost=False, cache=cache)

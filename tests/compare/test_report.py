@@ -32,7 +32,7 @@ def made_up(kind="classification", splits=("id_test", "ood_test"), pairs=None):
     for split in splits:
         targets = draw.integers(0, 2, ROWS) if kind == "classification" else draw.normal(size=ROWS)
         columns = {"id": [n // 2 for n in range(ROWS)]}
-        parts[split] = LabelledRows(rows=[{}] * ROWS, targets=targets, columns=columns)
+        parts[split] = LabelledRows(rows=[{}] * ROWS, targets=targets, columns=columns, digest="")
     runs, trials = {}, []
     for method, taps in HEADS.items():
         for seed in (0, 1):
@@ -53,7 +53,8 @@ def made_up(kind="classification", splits=("id_test", "ood_test"), pairs=None):
                 {
                     "method": method, "title": METHODS[method].title, "choice": {"learning_rate": 3e-4}, "seed": seed,
                     "kept": True, "diverged": False, "validation_loss": 0.4, "trained_parameters": 1000,
-                    "validation": {"accuracy": 0.8, "rmse": 1.0}, "training_seconds": 10.0 * len(taps) + seed,
+                    "validation": {"accuracy": 0.8, "rmse": 1.0}, "threads": 2,
+                    "training_seconds": 10.0 * len(taps) + seed,
                 }
             )  # fmt: skip
     graphs = {

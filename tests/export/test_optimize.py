@@ -96,7 +96,8 @@ def agrees(run, levi: Levi, name: str, *, tolerance: float) -> None:
         with torch.no_grad():
             expected = levi(**{key: torch.from_numpy(value) for key, value in given.items()})
         for a, b in zip(answers(run, given), expected, strict=True):
-            np.testing.assert_allclose(a, b.numpy(), rtol=0, atol=tolerance * float(b.std() + b.abs().max()))
+            unit = float(b.std(correction=0) + b.abs().max())
+            np.testing.assert_allclose(a, b.numpy(), rtol=0, atol=tolerance * unit)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in UNCUT])

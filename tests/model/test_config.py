@@ -61,7 +61,7 @@ def test_flags_go_before_the_file_and_the_file_before_defaults(tmp_path):
     path = tmp_path / "levi.toml"
     path.write_text('[model]\ntaps = [1, 2]\nhead_hidden = 0\n[training]\nlearning_rate = 1\n[data]\ntarget = "y"\n')
     config = Config.read(path, model={"head_hidden": 7, "pooling": None})
-    assert (config.model.taps, config.model.head_hidden, config.model.pooling) == ((1, 2), 7, "attention")
+    assert (config.model.taps, config.model.head_hidden, config.model.pooling) == ((1, 2), 7, "ladder")
     assert (config.training.learning_rate, config.data.target) == (1.0, "y")
     assert Config.from_dict(config.to_dict()) == config
 

@@ -114,7 +114,8 @@ def test_every_option_in_a_sentence_exists():
     import typer
 
     known = typer.main.get_command(app).commands.values()
-    options = {option for command in known for parameter in command.params for option in parameter.opts}
+    parameters = [parameter for command in known for parameter in command.params]
+    options = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
     for page in PAGES:
         sentences = re.sub(r"^```.*?^```\n", "", text(page), flags=re.DOTALL | re.MULTILINE)
         for code in re.findall(r"`([^`]+)`", sentences):
