@@ -8,7 +8,7 @@ from torch import Tensor, nn
 __all__ = ["CENTROIDS", "Novelty", "places"]
 
 CENTROIDS = 64
-_NEAREST = 1e-4
+_NEAREST = 1e-3
 """The least distance: below it, rounding would decide the logarithm."""
 
 

@@ -21,7 +21,9 @@ __all__ = ["fit_novelty", "pooled_taps", "quantiles"]
 
 _SHRINKAGE = 1e-4
 """What is added to the covariance's diagonal, as a share of its mean: rows may be fewer than dimensions."""
-_LEAST_SPREAD = 0.05
+_LEAST_DEVIATION = 0.01
+"""Of a direction, as a share of the values' root mean square: below it, rounding would be taken for distance."""
+_LEAST_SPREAD = 0.2
 """Of a logarithm on ID validation rows: a distance that hardly varies among them tells nothing."""
 _BATCH = 256
 _STEPS = 100
@@ -116,7 +118,10 @@ def _whitening(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[
     values = rows.astype(np.float64)
     centre = values.mean(axis=0)
     covariance = np.cov(values, rowvar=False, bias=True).reshape(values.shape[1], -1)
-    covariance += np.eye(len(covariance)) * max(_SHRINKAGE * float(np.trace(covariance)) / len(covariance), 1e-12)
+    least = _LEAST_DEVIATION**2 * float((values**2).mean())
+    covariance += np.eye(len(covariance)) * max(
+        _SHRINKAGE * float(np.trace(covariance)) / len(covariance), least, 1e-12
+    )
     spreads, directions = np.linalg.eigh(covariance)
     whitening = (directions / np.sqrt(np.maximum(spreads, 1e-12))) @ directions.T
     return centre.astype(np.float32), whitening.astype(np.float32)
