@@ -83,6 +83,13 @@ def scatter(
     figure, axes = _axes(title, x, y)
     if logarithmic:
         axes.set_xscale("log")
+    for limit, ends in (
+        (axes.set_xlim, [end for p in points for end in (p.x, *(p.x_interval or ()))]),
+        (axes.set_ylim, [end for p in points for end in (p.y, *(p.y_interval or ()))]),
+    ):
+        if max(ends) - min(ends) <= 1e-9 * abs(max(ends)):  # one method, or all alike: no range to find
+            room = 0.5 * abs(ends[0]) or 1.0
+            limit(ends[0] - room, ends[0] + room)
     for point in points:
         axes.errorbar(
             point.x,
@@ -99,12 +106,6 @@ def scatter(
         on = [next(point for point in points if point.number == number) for number in front]
         axes.step([p.x for p in on], [p.y for p in on], where="post", color="#999", linewidth=1.2, zorder=0)
     axes.margins(0.16)
-    for limit, ends in (
-        (axes.set_xlim, [end for p in points for end in (p.x, *(p.x_interval or ()))]),
-        (axes.set_ylim, [end for p in points for end in (p.y, *(p.y_interval or ()))]),
-    ):
-        if max(ends) - min(ends) < 1e-9 * abs(max(ends)):  # one method, or all alike: there is no range to show
-            limit(0.5 * ends[0], 1.5 * ends[0])
     if diagonal:
         axes.autoscale(enable=False)
         axes.axline((0, 0), slope=1, color="#bbb", linewidth=1, linestyle=":", zorder=0)

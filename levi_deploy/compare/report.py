@@ -226,7 +226,8 @@ def _shift(view: _View, home: str | None, split: str) -> str:
 
 
 def _against_cost(view: _View, split: str, costs: Mapping[str, float], *, inference: bool = False) -> str:
-    points = [view.point(method, split, cost) for method, cost in costs.items()]
+    least = 0.0 if inference else 0.01  # seconds are kept in hundredths, and 0 has no place on a logarithmic axis
+    points = [view.point(method, split, max(cost, least)) for method, cost in costs.items()]
     by_method = {str(point.number): (point.x, point.y) for point in points}
     front = pareto(by_method, lower_is_better=view.metric in _LOWER_IS_BETTER)
     return scatter(

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from levi_serving.predictions import Outputs, Predictions, Task, finish
+from levi_serving.predictions import Outputs, Predictions, Task, TaskKind, finish
 
-__all__ = ["metrics"]
+__all__ = ["auroc", "errors", "metrics", "spearman"]
 
 
 def metrics(predictions: Predictions, targets: NDArray[Any], task: Task) -> dict[str, Any]:
@@ -34,6 +34,45 @@ def metrics(predictions: Predictions, targets: NDArray[Any], task: Task) -> dict
         alone = finish(Outputs(own, own[:, None]), task)
         result["heads"].append(_measure(alone, targets, task)[first])
     return result
+
+
+def errors(predictions: Predictions, targets: NDArray[Any], kind: TaskKind) -> NDArray[Any]:
+    """Where answers are wrong, (N,): booleans for classes (multilabel: not exactly right), |error| for regression."""
+    if kind == "classification":
+        return np.asarray(predictions.logits.argmax(axis=1) != targets)
+    if kind == "multilabel":
+        return np.asarray(((predictions.logits > 0) != (targets > 0)).any(axis=1))
+    return np.asarray(np.abs(predictions.logits[:, 0].astype(np.float64) - targets))
+
+
+def auroc(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float | None:
+    """The chance that a positive row scores above a negative one, equal scores counting half.
+
+    The area under the ROC curve, as the Mann-Whitney statistic over its largest value (Hanley and McNeil 1982).
+
+    Args:
+        scores: (N,).
+        positive: (N,).
+
+    Returns:
+        From 0 to 1, 0.5 for chance; None when all rows are positive or none is.
+    """
+    count = int(positive.sum())
+    pairs = count * (len(positive) - count)
+    if not pairs:
+        return None
+    return float((_ranks(scores)[positive].sum() - count * (count + 1) / 2) / pairs)
+
+
+def spearman(a: NDArray[Any], b: NDArray[Any]) -> float | None:
+    """The rank correlation of two numbers of N rows (Spearman 1904): Pearson's, of their mean ranks.
+
+    Returns:
+        From -1 to 1, 0 for chance; None when one of them is the same everywhere.
+    """
+    x, y = (ranks - ranks.mean() for ranks in (_ranks(a), _ranks(b)))
+    spread = np.sqrt((x**2).sum() * (y**2).sum())
+    return float((x * y).sum() / spread) if spread else None
 
 
 def _measure(predictions: Predictions, targets: NDArray[Any], task: Task) -> dict[str, float]:
@@ -76,3 +115,10 @@ def _counts(said: NDArray[np.bool_], holds: NDArray[np.bool_]) -> tuple[NDArray[
 def _f1(both: int, said: int, holds: int) -> float:
     """2·TP / (said + holds); 0 where the class is neither said nor held."""
     return float(2 * both / (said + holds)) if said + holds else 0.0
+
+
+def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    return np.asarray((last - (counts - 1) / 2)[place], np.float64)

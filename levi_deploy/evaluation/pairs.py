@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from levi_deploy.evaluation.labelled import LabelledRows
-from levi_deploy.evaluation.signals import errors
+from levi_deploy.evaluation.metrics import errors
 from levi_serving.errors import UsageError
 from levi_serving.predictions import Outputs, Predictions, Task, TaskKind, finish
 

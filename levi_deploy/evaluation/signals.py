@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from levi_deploy.evaluation.metrics import auroc, errors, spearman
 from levi_serving.predictions import Predictions, TaskKind, doubts
 
-__all__ = ["COVERAGE", "auroc", "detect_errors", "detect_ood", "errors", "risk_coverage", "signals", "spearman"]
+__all__ = ["COVERAGE", "detect_errors", "detect_ood", "risk_coverage", "signals"]
 
 COVERAGE = tuple(n / 20 for n in range(1, 21))
 """The shares of rows at which ``risk_coverage`` looks."""
@@ -35,15 +36,6 @@ def signals(predictions: Predictions, kind: TaskKind) -> dict[str, NDArray[np.fl
         top = mean.max(axis=1)
         found["energy"] = -(top + np.log(np.exp(mean - top[:, None]).sum(axis=1)))
     return found
-
-
-def errors(predictions: Predictions, targets: NDArray[Any], kind: TaskKind) -> NDArray[Any]:
-    """Where answers are wrong, (N,): booleans for classes (multilabel: not exactly right), |error| for regression."""
-    if kind == "classification":
-        return np.asarray(predictions.logits.argmax(axis=1) != targets)
-    if kind == "multilabel":
-        return np.asarray(((predictions.logits > 0) != (targets > 0)).any(axis=1))
-    return np.asarray(np.abs(predictions.logits[:, 0].astype(np.float64) - targets))
 
 
 def detect_errors(predictions: Predictions, targets: NDArray[Any], kind: TaskKind) -> dict[str, float | None]:
@@ -86,40 +78,3 @@ def risk_coverage(predictions: Predictions, targets: NDArray[Any], kind: TaskKin
         risk = total[kept - 1] / kept
         curves[name] = (np.sqrt(risk) if kind == "regression" else risk).tolist()
     return curves
-
-
-def auroc(scores: NDArray[Any], positive: NDArray[np.bool_]) -> float | None:
-    """The chance that a positive row scores above a negative one, equal scores counting half.
-
-    The area under the ROC curve, as the Mann-Whitney statistic over its largest value (Hanley and McNeil 1982).
-
-    Args:
-        scores: (N,).
-        positive: (N,).
-
-    Returns:
-        From 0 to 1, 0.5 for chance; None when all rows are positive or none is.
-    """
-    count = int(positive.sum())
-    pairs = count * (len(positive) - count)
-    if not pairs:
-        return None
-    return float((_ranks(scores)[positive].sum() - count * (count + 1) / 2) / pairs)
-
-
-def spearman(a: NDArray[Any], b: NDArray[Any]) -> float | None:
-    """The rank correlation of two numbers of N rows (Spearman 1904): Pearson's, of their mean ranks.
-
-    Returns:
-        From -1 to 1, 0 for chance; None when one of them is the same everywhere.
-    """
-    x, y = (ranks - ranks.mean() for ranks in (_ranks(a), _ranks(b)))
-    spread = np.sqrt((x**2).sum() * (y**2).sum())
-    return float((x * y).sum() / spread) if spread else None
-
-
-def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    return np.asarray((last - (counts - 1) / 2)[place], np.float64)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from levi_deploy.evaluation.signals import detect_errors, errors
+from levi_deploy.evaluation.metrics import auroc, errors, spearman
 from levi_deploy.model.heads import average
 from levi_serving.errors import UsageError
 from levi_serving.predictions import Doubt, Predictions, TaskKind, doubts
@@ -122,15 +122,15 @@ def abstain_by(predictions: Predictions, targets: NDArray[Any], kind: TaskKind) 
     found = doubts(predictions.probabilities, predictions.disagreement, predictions.novelty, kind)
     if predictions.head_logits.shape[1] == 1:  # one head never disagrees
         del found["disagreement"]
-    measured = detect_errors(predictions, targets, kind)
     wrong = errors(predictions, targets, kind)
+    measure = spearman if kind == "regression" else auroc
     chance, error = (0.0, 1 / np.sqrt(len(wrong))) if kind == "regression" else (0.5, _auroc_error(wrong))
     order: tuple[Doubt, ...] = ("max_probability", "disagreement", "novelty")
     best: Doubt | None = None
     reached = chance
     for name in order:
         if name in found:
-            ranked = measured[name]
+            ranked = measure(found[name], wrong)
             value = chance if ranked is None else ranked
             if value > reached + error or (best is None and name != "novelty"):
                 best, reached = name, value

@@ -178,3 +178,13 @@ def test_the_interval_is_that_of_paired_rows():
     assert high - low == pytest.approx(width, rel=0.1)
     squared = paired_difference(one**2, other**2, kind="regression")
     assert squared[0] == pytest.approx(np.sqrt((one**2).mean()) - np.sqrt((other**2).mean()))
+
+
+@pytest.mark.parametrize(
+    ("value", "logarithmic"), [(0.0, False), (0.5, False), (0.04, True), (0.05, True), (-2.0, False)]
+)
+def test_a_picture_of_one_method_has_room_around_it(value, logarithmic):
+    """One point, or several that are alike, span no range; matplotlib's warning of that is an error here."""
+    point = Point(number=1, colour="#123456", x=value, y=value, y_interval=(value - 1, value + 1))
+    drawn = scatter([point], title="t", x="x", y="y", logarithmic=logarithmic, front=[1])
+    assert "<svg" in drawn

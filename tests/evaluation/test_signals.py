@@ -10,16 +10,8 @@ import numpy as np
 import pytest
 
 from levi_deploy.evaluation import evaluate
-from levi_deploy.evaluation.signals import (
-    COVERAGE,
-    auroc,
-    detect_errors,
-    detect_ood,
-    errors,
-    risk_coverage,
-    signals,
-    spearman,
-)
+from levi_deploy.evaluation.metrics import auroc, errors, spearman
+from levi_deploy.evaluation.signals import COVERAGE, detect_errors, detect_ood, risk_coverage, signals
 from levi_deploy.models import load
 from levi_deploy.training.calibrate import abstain_above, abstain_by
 from levi_serving import Runner

@@ -59,6 +59,7 @@ def test_names_types_and_symbolic_shapes(graph):
     assert described(graph.graph.output) == {
         "logits": (onnx.TensorProto.FLOAT, ["batch", 2]),
         "head_logits": (onnx.TensorProto.FLOAT, ["batch", 2, 2]),
+        "novelty": (onnx.TensorProto.FLOAT, ["batch"]),
     }
     assert [o.version for o in graph.opset_import if o.domain == ""] == [20]
 

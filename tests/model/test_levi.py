@@ -83,7 +83,8 @@ def _levi(backbone, **changes) -> Levi:
     rows = Preprocessing(text=TextSettings())
     task = Task(kind="classification", labels=("a", "b", "c"))
     ensemble = build(config, loaded.identity, rows, loaded.taps, task=task)
-    as_if_fitted(ensemble.novelty)
+    if ensemble.novelty is not None:
+        as_if_fitted(ensemble.novelty)
     return Levi(loaded, ensemble).eval()
 
 

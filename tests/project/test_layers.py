@@ -18,7 +18,7 @@ SERVING, DEPLOY = "Serving is in layers", "Training and evaluation are in layers
 NO_TORCH_IN_SERVING = "Serving knows neither torch nor the other packages"
 COMMAND = "Only the command, the demo and the comparison know export, onnxruntime or typer"
 METRICS = "Training and export know of evaluation the metrics alone"
-EXPORT = "Export knows neither the command, the demo, the comparison, methods nor training"
+EXPORT = "Export knows no command, demo, comparison, methods or training"
 NO_TORCH = "Configurations, identities, data and evaluation know no torch"
 PLANTED = [
     ("levi_serving.files.predict", "levi_serving.bench.stats", SERVING),

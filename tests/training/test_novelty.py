@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from levi_deploy.evaluation.signals import auroc
+from levi_deploy.evaluation.metrics import auroc
 from levi_deploy.model.novelty import CENTROIDS, Novelty, places
 from levi_deploy.run import Run
 from levi_deploy.training import train
